@@ -1,0 +1,44 @@
+# Every target sets up .venv by itself; nothing but Python is needed beforehand.
+PYTHON ?= python3
+EXTRAS ?= dev,hf
+BIN    := .venv/bin
+STAMP  := .venv/.installed
+RUNS   ?= runs
+
+# Threads of one process fight for the cores with its neighbours: one each.
+export OMP_NUM_THREADS ?= 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test slow lint clean
+
+help:
+	@echo "make demo   train the first grid and compare its arms (minutes)"
+	@echo "make test   the tests; 'make slow' for those over ten seconds"
+	@echo "make lint   ruff and mypy"
+	@echo "make clean  remove .venv, caches and build output; runs are kept"
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/router-lab train grid=first_look out=$(RUNS)
+	$(BIN)/router-lab compare $(RUNS)/first_look
+	@echo
+	@echo "Curves: $(BIN)/tensorboard --logdir $(RUNS)/first_look   then open http://localhost:6006"
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
+
+slow: $(STAMP)
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
