@@ -1,0 +1,3 @@
+"""router_lab: which Mixture-of-Experts router should I use, and how do I know?"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,95 @@
+"""Tokens to rows sorted by expert, and back.
+
+Both ways only gather where every token has k experts: a gather runs at memory speed and gives the
+same sum every time, where a scatter-add into the tokens does neither.
+R rows, one an assignment; T tokens; D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from router_lab.routing import Routing
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """Where the rows are.
+
+    Attributes:
+        order_R: assignment of each row, long; rows are sorted by expert, then by assignment.
+        token_R: token of each row, long.
+        row_TK: rows of each token, where every token has k; None otherwise.
+        sizes: rows of each expert.
+        n_tokens: T.
+    """
+
+    order_R: Tensor
+    token_R: Tensor
+    row_TK: Tensor | None
+    sizes: list[int]
+    n_tokens: int
+
+
+def sort_by_expert(routing: Routing) -> Plan:
+    order_R = routing.expert_A.argsort(stable=True)
+    row_TK = None
+    if routing.k is not None:
+        row_A = torch.empty_like(order_R)
+        row_A[order_R] = torch.arange(len(order_R), device=order_R.device)
+        row_TK = row_A.view(-1, routing.k)
+    return Plan(
+        order_R=order_R,
+        token_R=routing.token_A[order_R],
+        row_TK=row_TK,
+        sizes=routing.load_E.tolist(),
+        n_tokens=routing.n_tokens,
+    )
+
+
+def _gather(x_TD: Tensor, plan: Plan) -> Tensor:
+    return x_TD.index_select(0, plan.token_R)
+
+
+def _sum(rows_RD: Tensor, plan: Plan) -> Tensor:
+    """Each token's rows added up."""
+    if plan.row_TK is not None:
+        T, K = plan.row_TK.shape
+        return rows_RD.index_select(0, plan.row_TK.reshape(-1)).view(T, K, -1).sum(dim=1)
+    return rows_RD.new_zeros(plan.n_tokens, rows_RD.shape[1]).index_add_(0, plan.token_R, rows_RD)
+
+
+class _Dispatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_TD: Tensor, plan: Plan) -> Tensor:
+        ctx.plan = plan
+        return _gather(x_TD, plan)
+
+    @staticmethod
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _sum(grad_RD, ctx.plan), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_RD: Tensor, plan: Plan) -> Tensor:
+        ctx.plan = plan
+        return _sum(rows_RD, plan)
+
+    @staticmethod
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return _gather(grad_TD, ctx.plan), None
+
+
+def dispatch(x_TD: Tensor, plan: Plan) -> Tensor:
+    """A row for every assignment, sorted by expert [R, D]."""
+    return _Dispatch.apply(x_TD, plan)  # type: ignore[no-any-return]
+
+
+def combine(rows_RD: Tensor, weight_R: Tensor, plan: Plan) -> Tensor:
+    """Each token's rows added up by weight [T, D]; zero for a token with no row."""
+    return _Sum.apply(rows_RD * weight_R[:, None].to(rows_RD.dtype), plan)  # type: ignore[no-any-return]

@@ -1,0 +1,92 @@
+"""The FFN slot: what a transformer block asks of its feed-forward layer, dense or sparse."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from router_lab.errors import UserError
+from router_lab.routing import Router, RouterContext, Routing, refused
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+    "sigmoid": F.sigmoid,
+    "tanh": F.tanh,
+    "identity": lambda x: x,
+}
+
+
+class FFN(nn.Module, ABC):
+    """Base of every feed-forward layer that fits the slot.
+
+    Args:
+        d_model: width D of the residual stream.
+        d_hidden: inner width F; of one expert, where there are experts.
+    """
+
+    causal: bool = True
+    """Whether a token's output depends on no later token of its sequence."""
+
+    def __init__(self, d_model: int, d_hidden: int) -> None:
+        super().__init__()
+        if d_hidden < 1:
+            raise refused(self, "d_hidden", d_hidden, "at least 1")
+        self.d_model = d_model
+        self.d_hidden = d_hidden
+
+    @abstractmethod
+    def forward(self, x_TD: Tensor, context: RouterContext) -> tuple[Tensor, dict[str, Routing]]:
+        """Output [T, D] and the records of the layer: under "" its own, under "expert3" those of
+        an expert that routes again. A dense layer has none."""
+
+    def routers(self) -> dict[str, Router]:
+        """The routers of the layer, under the names of their records."""
+        return {}
+
+    def active_params(self) -> float:
+        """Parameters that a token meets, on average over the experts."""
+        return float(sum(p.numel() for p in self.parameters()))
+
+    def matmul_params(self) -> float:
+        """Weight elements that a token is multiplied with: its forward FLOPs are twice as many."""
+        return float(sum(p.numel() for p in self.parameters() if p.dim() >= 2))
+
+
+def activation(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation of that name. Raises UserError with the names there are."""
+    if name not in ACTIVATIONS:
+        raise UserError(f"hidden_act={name} is unknown; it must be one of {', '.join(ACTIVATIONS)}.")
+    return ACTIVATIONS[name]
+
+
+class Linear(nn.Linear):
+    """nn.Linear with weights of standard deviation d_in^-1/2, the bias zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=self.in_features**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+def build_ffn(config: dict[str, Any], d_model: int, d_hidden: int | None) -> FFN:
+    """The layer that a config node describes.
+
+    The width comes from the node's own `d_hidden` where it has one, else from the argument.
+    """
+    from router_lab.registry import FFNS
+
+    config = dict(config)
+    width = config.pop("d_hidden", None) or d_hidden
+    if width is None:
+        raise UserError(f"ffn.d_hidden of {config['name']} is not set; give a width or a `match`.")
+    ffn = FFNS.build(config, d_model=d_model, d_hidden=width)
+    assert isinstance(ffn, FFN)
+    return ffn

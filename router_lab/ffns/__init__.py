@@ -1,0 +1,1 @@
+"""The feed-forward layers, one file each, registered by name."""

@@ -1,0 +1,151 @@
+"""A Mixture of Experts with any router, any experts, and a capacity limit where wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from router_lab.capacity import Capacity
+from router_lab.dispatch import combine, dispatch, sort_by_expert
+from router_lab.errors import UserError
+from router_lab.experts import ExpertList, Experts, StackedSwiGLU, special_expert
+from router_lab.ffn import FFN, build_ffn
+from router_lab.ffns.mlp import MLP
+from router_lab.registry import FFNS, ROUTERS
+from router_lab.routing import Gate, Router, RouterContext, Routing
+
+SPECIAL_KINDS = ("zero", "copy", "constant")
+
+
+@FFNS.register("moe")
+class MoE(FFN):
+    """A token's way: the router names its experts and weights; the capacity stage, if any, drops
+    what an expert has no room for; the surviving assignments are sorted by expert, so that each
+    expert computes one slice of rows; the outputs go back to their tokens and add up by weight;
+    the shared expert, if any, joins in.
+
+    Args:
+        n_experts: feed-forward experts.
+        expert: config node of one expert, any FFN; another `moe` makes the layer hierarchical. Its
+            width is the layer's d_hidden unless the node has its own.
+        router: config node of the router.
+        capacity: options of a `Capacity`; it takes the place of the router's own limit.
+        n_shared: experts that every token passes through, computed as one layer of n_shared · F.
+        shared_combine: `add` (DeepSeek-V3: routed + shared), `average` (OLMo-core: (k · routed +
+            shared) / (k + 1)), `gate` (Qwen2-MoE: routed + σ(w·x) · shared).
+        special: experts without computation, kind → number; the kinds are zero, copy, constant.
+            They come after the feed-forward experts in the router's numbering.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_hidden: int,
+        n_experts: int = 8,
+        expert: Mapping[str, Any] | None = None,
+        router: Mapping[str, Any] | None = None,
+        capacity: Mapping[str, Any] | None = None,
+        n_shared: int = 0,
+        shared_combine: Literal["add", "average", "gate"] = "add",
+        special: Mapping[str, int] | None = None,
+    ) -> None:
+        super().__init__(d_model, d_hidden)
+        if n_experts < 1:
+            raise UserError(f"ffn.n_experts={n_experts} is not possible; it must be at least 1.")
+        self.kinds = expert_kinds(n_experts, special or {})
+        self.router: Router = ROUTERS.build(
+            router or {"name": "softmax_topk"}, d_model=d_model, n_experts=len(self.kinds)
+        )
+        self.capacity = Capacity(**capacity) if capacity else self.router.capacity
+        self.causal = self.router.causal and (
+            self.capacity is None or self.capacity.causal(self.router.k)
+        )
+        self.experts = build_experts(expert or {"name": "mlp"}, n_experts, d_model, d_hidden)
+        self.special = nn.ModuleList(special_expert(k, d_model) for k in self.kinds[n_experts:])
+        self.shared = MLP(d_model, n_shared * d_hidden) if n_shared else None
+        self.shared_combine = shared_combine
+        self.shared_gate = Gate(d_model, 1) if n_shared and shared_combine == "gate" else None
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> tuple[Tensor, dict[str, Routing]]:
+        routing = self.router(x_TD, context)
+        if self.capacity is not None:
+            routing = self.capacity(routing, context)
+        plan = sort_by_expert(routing)
+        rows_RD = dispatch(x_TD, plan)
+        weight_R = routing.weight_A[plan.order_R]
+        if routing.scale_input:
+            rows_RD = rows_RD * weight_R[:, None].to(rows_RD.dtype)
+            weight_R = torch.ones_like(weight_R)
+        rows_RD, inner = self._experts(rows_RD, plan.sizes, context.select(plan.token_R))
+        y_TD = combine(rows_RD, weight_R, plan).to(x_TD.dtype)
+        if routing.residual_T is not None:
+            y_TD = y_TD + routing.residual_T[:, None].to(x_TD.dtype) * x_TD
+        if self.shared is not None:
+            y_TD = self._with_shared(y_TD, x_TD, context)
+        return y_TD, {"": routing, **inner}
+
+    def _experts(
+        self, rows_RD: Tensor, sizes: list[int], context: RouterContext
+    ) -> tuple[Tensor, dict[str, Routing]]:
+        n = self.experts.n_experts
+        if not self.special:
+            return self.experts(rows_RD, sizes, context)  # type: ignore[no-any-return]
+        computed = sum(sizes[:n])
+        parts = rows_RD.split([computed, *sizes[n:]])
+        rows = torch.arange(computed, device=rows_RD.device)
+        out_RD, inner = self.experts(parts[0], sizes[:n], context.select(rows))
+        special = [expert(part) for expert, part in zip(self.special, parts[1:], strict=True)]
+        return torch.cat([out_RD, *(part.to(out_RD.dtype) for part in special)]), inner
+
+    def _with_shared(self, routed_TD: Tensor, x_TD: Tensor, context: RouterContext) -> Tensor:
+        assert self.shared is not None
+        shared_TD, _ = self.shared(x_TD, context)
+        if self.shared_gate is not None:
+            return routed_TD + self.shared_gate(x_TD).sigmoid().to(shared_TD.dtype) * shared_TD
+        if self.shared_combine == "average":
+            k = self.router.k
+            return (k * routed_TD + shared_TD) / (k + 1)
+        return routed_TD + shared_TD
+
+    def routers(self) -> dict[str, Router]:
+        return {"": self.router, **self.experts.routers()}
+
+    def active_params(self) -> float:
+        return self._per_token(self.experts.active_params(), lambda p: True)
+
+    def matmul_params(self) -> float:
+        return self._per_token(self.experts.matmul_params(), lambda p: p.dim() >= 2)
+
+    def _per_token(self, per_expert: float, counts: Any) -> float:
+        """Every expert counted as often as the router takes it on average."""
+
+        def total(module: nn.Module | None) -> int:
+            return sum(p.numel() for p in module.parameters() if counts(p)) if module else 0
+
+        share = self.router.k / len(self.kinds)
+        special = sum(total(expert) for expert in self.special)
+        always = total(self.router) + total(self.shared) + total(self.shared_gate)
+        return share * (self.experts.n_experts * per_expert + special) + always
+
+
+def expert_kinds(n_experts: int, special: Mapping[str, int]) -> list[str]:
+    """The kind of every expert, in the router's numbering: ffn …, then the special ones."""
+    for kind in special:
+        if kind not in SPECIAL_KINDS:
+            raise UserError(
+                f"ffn.special has the unknown kind {kind!r}; the kinds are {', '.join(SPECIAL_KINDS)}."
+            )
+    return ["ffn"] * n_experts + [kind for kind, n in special.items() for _ in range(n)]
+
+
+def build_experts(
+    config: Mapping[str, Any], n_experts: int, d_model: int, d_hidden: int
+) -> Experts:
+    """Stacked weights for bias-free SwiGLU experts, a list of modules for all others."""
+    config = dict(config)
+    if config.get("name") == "mlp" and not config.get("bias", False):
+        return StackedSwiGLU(n_experts, d_model, config.get("d_hidden") or d_hidden)
+    return ExpertList([build_ffn(config, d_model, d_hidden) for _ in range(n_experts)])

@@ -1,0 +1,216 @@
+"""Balance losses, computed from a layer's record and chosen beside the router.
+
+Every one is a number per layer; the task averages it over the layers and weighs it by `coef`.
+f_E share of the load (sums to 1), P_E mean probability (sums to 1), T tokens, E experts.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from router_lab.errors import UserError
+from router_lab.registry import LOSSES
+from router_lab.routing import Routing, refused
+
+
+class BalanceLoss(ABC):
+    """One term. Args: coef: what the layer average is multiplied with in the training loss."""
+
+    global_load = False
+    """Whether the term wants the load of the optimiser step so far, over micro-batches and ranks."""
+
+    def __init__(self, coef: float) -> None:
+        if coef < 0:
+            raise refused(self, "coef", coef, "0 or more")
+        self.coef = coef
+
+    @abstractmethod
+    def __call__(self, routing: Routing, load_E: Tensor) -> Tensor:
+        """The unweighted term of a layer.
+
+        Args:
+            routing: the record of the layer.
+            load_E: demand for each expert over this micro-batch, or, for a term with `global_load`,
+                over all micro-batches and ranks of the optimiser step so far.
+        """
+
+
+def shares(load_E: Tensor) -> Tensor:
+    """A load as shares that sum to 1; of nothing at all, zeros."""
+    return load_E / load_E.sum(dim=-1, keepdim=True).clamp_min(1)
+
+
+@LOSSES.register("load_balance")
+class LoadBalance(BalanceLoss):
+    """E · Σ f_i P_i: 1 at perfect balance, E where one expert has it all.
+
+    Switch (arXiv:2101.03961, eq. 4–6); for the scopes arXiv:2501.11873, eq. 3–5.
+
+    f counts what was asked of each expert, before any capacity limit.
+
+    Args:
+        scope: tokens that f is taken over. `micro_batch`; `sequence`: the loss of each sequence,
+            averaged (DeepSeek-V3, arXiv:2412.19437, eq. 17–20); `global`: f over all micro-batches
+            of the optimiser step so far and all ranks, P over the micro-batch.
+        reference: `paper` as above; `hf` times the mean number of experts a token (transformers'
+            scale, k at balance); `llm_baselines` divided by E.
+    """
+
+    def __init__(
+        self,
+        coef: float = 0.01,
+        scope: Literal["micro_batch", "sequence", "global"] = "micro_batch",
+        reference: Literal["paper", "hf", "llm_baselines"] = "paper",
+    ) -> None:
+        super().__init__(coef)
+        self.scope = scope
+        self.reference = reference
+        self.global_load = scope == "global"
+
+    def __call__(self, routing: Routing, load_E: Tensor) -> Tensor:
+        E = routing.n_experts
+        if self.scope == "sequence":
+            loss = self._per_sequence(routing).mean()
+        else:
+            loss = E * (shares(load_E) * routing.probs_TE.mean(dim=0)).sum()
+        if self.reference == "hf":
+            return loss * routing.demand_E.sum() / routing.n_tokens
+        return loss / E if self.reference == "llm_baselines" else loss
+
+    @staticmethod
+    def _per_sequence(routing: Routing) -> Tensor:
+        """[sequences with a token]; from the assignments carried out, as demand has no sequence."""
+        context, E = routing.context, routing.n_experts
+        B = context.n_sequences
+        bin_A = context.sequence_T[routing.token_A] * E + routing.expert_A
+        load_BE = torch.zeros(B * E, device=bin_A.device).scatter_add(
+            0, bin_A, torch.ones_like(bin_A, dtype=torch.float32)
+        )
+        probs_BE = torch.zeros(B, E, device=bin_A.device).index_add(
+            0, context.sequence_T, routing.probs_TE
+        )
+        tokens_B = torch.zeros(B, device=bin_A.device).index_add(
+            0, context.sequence_T, torch.ones_like(context.sequence_T, dtype=torch.float32)
+        )
+        mean_BE = probs_BE / tokens_B.clamp_min(1)[:, None]
+        return (E * (shares(load_BE.view(B, E)) * mean_BE).sum(dim=1))[tokens_B > 0]
+
+
+@LOSSES.register("z")
+class ZLoss(BalanceLoss):
+    """mean (logsumexp z)²: keeps the logits small. ST-MoE, arXiv:2202.08906, eq. 5."""
+
+    def __init__(self, coef: float = 1e-3) -> None:
+        super().__init__(coef)
+
+    def __call__(self, routing: Routing, load_E: Tensor) -> Tensor:
+        return routing.logits_TE.logsumexp(dim=-1).square().mean()
+
+
+@LOSSES.register("importance")
+class Importance(BalanceLoss):
+    """CV² of the importance, the sum of combine weights per expert: 0 at balance, E − 1 at collapse.
+
+    Shazeer et al. 2017, arXiv:1701.06538, eq. 6–7.
+    """
+
+    def __init__(self, coef: float = 0.1) -> None:
+        super().__init__(coef)
+
+    def __call__(self, routing: Routing, load_E: Tensor) -> Tensor:
+        return squared_cv(routing.importance_E)
+
+
+@LOSSES.register("load_cv")
+class LoadCV(BalanceLoss):
+    """CV² of the mean probability of each expert: 0 at balance, E − 1 at collapse.
+
+    The count of assignments has no gradient; the mean probability stands in for it, as in V-MoE's
+    importance loss (arXiv:2106.05974, appendix A.2). Noisy top-k has its own smooth load.
+    """
+
+    def __init__(self, coef: float = 0.1) -> None:
+        super().__init__(coef)
+
+    def __call__(self, routing: Routing, load_E: Tensor) -> Tensor:
+        return squared_cv(routing.probs_TE.mean(dim=0))
+
+
+@LOSSES.register("entropy")
+class Entropy(BalanceLoss):
+    """log E − H(mean p): 0 at balance, log E at collapse. Takes nothing from a token's confidence."""
+
+    def __init__(self, coef: float = 0.01) -> None:
+        super().__init__(coef)
+
+    def __call__(self, routing: Routing, load_E: Tensor) -> Tensor:
+        mean_E = routing.probs_TE.mean(dim=0)
+        mean_E = mean_E / mean_E.sum().clamp_min(torch.finfo(torch.float32).tiny)
+        return torch.xlogy(mean_E, mean_E).sum() + torch.tensor(float(routing.n_experts)).log()
+
+
+def squared_cv(value_E: Tensor) -> Tensor:
+    """Population variance over squared mean; 0 for all zeros."""
+    mean = value_E.mean()
+    return (value_E - mean).square().mean() / mean.square().clamp_min(torch.finfo(torch.float32).tiny)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerTerms:
+    """The loss terms of one micro-batch, averaged over the layers: unweighted by name, and their
+    weighted sum."""
+
+    terms: dict[str, Tensor]
+    total: Tensor | float
+
+
+def build_losses(
+    config: str | Mapping[str, Mapping[str, Any]] | None,
+    default: Mapping[str, Mapping[str, Any]],
+) -> dict[str, BalanceLoss]:
+    """The terms that a config node names: {"load_balance": {"coef": 0.01}, …}.
+
+    Args:
+        config: the node; "default" stands for the router's own losses, None for no loss.
+        default: what the router's paper uses.
+    """
+    if config == "default":
+        config = default
+    if isinstance(config, str):
+        raise UserError(f"loss={config} is unknown; give default, none, or a file of conf/loss.")
+    return {
+        name: LOSSES.build({"name": name, **(options or {})})
+        for name, options in (config or {}).items()
+        if options is None or options.get("coef") != 0
+    }
+
+
+def layer_terms(
+    losses: Mapping[str, BalanceLoss],
+    routings: Mapping[str, Routing],
+    step_load: Mapping[str, Tensor],
+) -> LayerTerms:
+    """All terms of a micro-batch: those of the config and the routers' own.
+
+    Args:
+        step_load: by layer, the demand of the optimiser step so far, this micro-batch included.
+    """
+    n_layers = max(len(routings), 1)
+    terms: dict[str, Tensor] = {}
+    total: Tensor | float = 0.0
+    for name, routing in routings.items():
+        for loss_name, loss in losses.items():
+            load_E = step_load[name] if loss.global_load else routing.demand_E
+            term = loss(routing, load_E) / n_layers
+            terms[loss_name] = terms.get(loss_name, torch.zeros_like(term)) + term
+            total = total + loss.coef * term
+        for own, value in routing.losses.items():
+            terms[own] = terms.get(own, torch.zeros_like(value)) + value / n_layers
+            total = total + value / n_layers
+    return LayerTerms(terms, total)
