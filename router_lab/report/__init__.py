@@ -1,0 +1,16 @@
+"""From runs on disk to a comparison: tables, figures and one HTML page.
+
+Everything here reads `result.json` and `status.json` and nothing else: no torch, no model, so a
+comparison of hundreds of runs takes seconds and works on a machine that cannot train.
+
+    files       where the runs are, and what state each one is in
+    collect     which of them can be compared, and why the others cannot
+    statistics  intervals, paired tests, correction for many arms, seeds needed
+    arms        runs grouped into arms; what an arm reads like over its seeds
+    comparison  arms against a baseline: differences, fairness, convergence
+    verdict     the same in sentences
+    table       terminal, Markdown, CSV, LaTeX
+    figures     PNG and SVG
+    html        the self-contained page
+    compare     the command; status: the other command
+"""

@@ -1,0 +1,141 @@
+"""Which runs can be compared, and why the others cannot."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from router_lab.report.files import SCHEMA, RunFiles, find_runs, number, read_run, state_of
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its `result.json`, and when it started (to keep the order of the grid)."""
+
+    path: Path
+    result: dict[str, Any]
+    started: str = ""
+
+    @property
+    def arm(self) -> str:
+        return str(self.result["arm"])
+
+    @property
+    def seed(self) -> int:
+        return int(self.result["seed"])
+
+    @property
+    def grid(self) -> str:
+        return str(self.result.get("grid") or "")
+
+    def number(self, path: str) -> float | None:
+        return number(self.result, path)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A run that takes no part in the comparison, and why."""
+
+    path: Path
+    arm: str
+    seed: int | None
+    state: str  # failed, running, interrupted, lost, diverged, other schema, other data, …
+    reason: str
+
+
+@dataclass(frozen=True)
+class Collection:
+    """All runs found under some folders: those to compare and those left out."""
+
+    dirs: tuple[Path, ...]
+    runs: tuple[Run, ...]
+    left_out: tuple[LeftOut, ...]
+
+
+def collect(dirs: Sequence[str | Path]) -> Collection:
+    """Read every run under the folders; safe while a grid is writing to them.
+
+    Raises UserError for a folder that does not exist.
+    """
+    runs: list[Run] = []
+    left_out: list[LeftOut] = []
+    for path in find_runs(dirs):
+        run = _sort_out(read_run(path))
+        if isinstance(run, Run):
+            runs.append(run)
+        else:
+            left_out.append(run)
+    runs, other_data = _same_data(runs)
+    return Collection(tuple(map(Path, dirs)), tuple(runs), tuple(left_out + other_data))
+
+
+def _sort_out(files: RunFiles) -> Run | LeftOut:
+    result, status = files.result, files.status or {}
+    if result is None:
+        return _unfinished(files)
+    arm, seed = str(result.get("arm") or files.path.name), _seed(result)
+    if result.get("schema") != SCHEMA:
+        reason = f"its result.json has schema {result.get('schema')}, this version reads {SCHEMA}"
+        return LeftOut(files.path, arm, seed, "other schema", reason)
+    if "arm" not in result or seed is None:
+        reason = "its result.json names no arm or no seed"
+        return LeftOut(files.path, arm, seed, "unreadable", reason)
+    if number(result, "quality.bits_per_byte") is None:
+        reason = "it finished, but its quality is not a number"
+        return LeftOut(files.path, arm, seed, "diverged", reason)
+    return Run(files.path, result, str(status.get("started") or ""))
+
+
+def _unfinished(files: RunFiles) -> LeftOut:
+    status = files.status
+    if status is None:
+        reason = files.broken or "it has neither status.json nor result.json"
+        return LeftOut(files.path, files.path.name, None, "unreadable", reason)
+    arm, seed = str(status.get("arm") or files.path.name), _seed(status)
+    state, reason = state_of(status)
+    if files.broken:
+        state, reason = "unreadable", files.broken
+    elif state == "finished":
+        state, reason = "unreadable", "it says finished, but there is no result.json"
+    elif state == "running":
+        reason = f"at step {status.get('step', '?')} of {status.get('steps', '?')}"
+    stopped = f"stopped at step {status.get('step', '?')} of {status.get('steps', '?')}"
+    return LeftOut(files.path, arm, seed, state, reason or stopped)
+
+
+def _seed(record: dict[str, Any]) -> int | None:
+    seed = number(record, "seed")
+    return None if seed is None else int(seed)
+
+
+def _same_data(runs: list[Run]) -> tuple[list[Run], list[LeftOut]]:
+    """Bits per byte of different texts cannot be compared: keep the text that most runs had."""
+    counts = Counter(_data(run) for run in runs)
+    if len(counts) < 2:
+        return runs, []
+    kept = counts.most_common(1)[0][0]
+    left_out = [
+        LeftOut(
+            run.path,
+            run.arm,
+            run.seed,
+            "other data",
+            f"it was trained on {_data_words(run)}, most of the others on {kept[0]} {kept[1][:8]}",
+        )
+        for run in runs
+        if _data(run) != kept
+    ]
+    return [run for run in runs if _data(run) == kept], left_out
+
+
+def _data(run: Run) -> tuple[str, str]:
+    data = run.result.get("data") or {}
+    return str(data.get("name")), str(data.get("fingerprint"))
+
+
+def _data_words(run: Run) -> str:
+    name, fingerprint = _data(run)
+    return f"{name} {fingerprint[:8]}"
