@@ -1,0 +1,128 @@
+"""`data=stdlib`: the text of Python's own standard library, on every machine without a download.
+
+About 12 MB of bytes. Every token is labelled with what kind of Python text it is in: code,
+docstring, comment or another string. Other versions of Python have other text, hence another
+fingerprint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import sys
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from router_lab.data.cache import CorpusWriter, Progress, SplitName, cached, read_corpus, stamps
+from router_lab.data.corpus import Corpus
+from router_lab.data.sources import SOURCES
+from router_lab.errors import UserError
+
+DOMAINS = ("code", "docstring", "comment", "string")
+CODE, DOCSTRING, COMMENT, STRING = range(4)
+SKIPPED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+OF_THIS_MACHINE = ("_sysconfigdata", "sitecustomize", "usercustomize")
+VAL_SHARE = 0.08
+
+
+@SOURCES.register("stdlib")
+@dataclass(frozen=True)
+class Stdlib:
+    """Bytes as tokens; a file belongs to validation as a whole, by a hash of its name."""
+
+    def corpus(self) -> Corpus:
+        root = Path(sysconfig.get_paths()["stdlib"])
+        files = sorted(source_files(root))
+        if not files:
+            raise UserError(
+                f"Python's standard library has no .py files in {root}; use data=text with a path."
+            )
+
+        def build(folder: Path) -> None:
+            size = sum(path.stat().st_size for path in files)
+            with (
+                CorpusWriter(folder, vocab_size=256, domains=DOMAINS) as out,
+                Progress("stdlib: reading Python's own text", size) as advance,
+            ):
+                for path in files:
+                    text = read_source(path)
+                    tokens = np.frombuffer(text.encode(), np.uint8)
+                    split: SplitName = "val" if in_validation(path.relative_to(root)) else "train"
+                    out.append(split, tokens, domain=label_source(text))
+                    advance(len(tokens))
+
+        key = [sys.version, stamps(files)]
+        return read_corpus(cached("stdlib", key, build), "stdlib")
+
+
+def source_files(root: Path) -> Iterator[Path]:
+    """The library's modules, less tests, installed packages and files that name this machine."""
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in SKIPPED and "config-" not in name]
+        for name in names:
+            if name.endswith(".py") and not name.startswith(OF_THIS_MACHINE):
+                yield Path(folder, name)
+
+
+def in_validation(name: Path) -> bool:
+    """By a hash of the relative name: a file stays on its side when others come or go."""
+    digest = hashlib.blake2b(name.as_posix().encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < VAL_SHARE * 2**64
+
+
+def read_source(path: Path) -> str:
+    """A module's text in the encoding that it declares, line ends as they are."""
+    data = path.read_bytes()
+    encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
+    return data.decode(encoding, errors="replace")
+
+
+def label_source(text: str) -> np.ndarray:
+    """What each byte of a module belongs to: [N] uint8, an index into DOMAINS.
+
+    By Python's own tokenizer. A docstring is a string that stands alone as a statement, wherever
+    it stands; a formatted string is a string as a whole, the code inside it included. From where
+    the tokenizer gives up, the rest is code.
+    """
+    lines = text.split("\n")
+    starts = np.cumsum([0] + [len(line.encode()) + 1 for line in lines])
+    labels = np.zeros(starts[-1] - 1, np.uint8)
+
+    def offset(position: tuple[int, int]) -> int:
+        row, column = position
+        line = lines[row - 1]
+        return int(starts[row - 1]) + (column if line.isascii() else len(line[:column].encode()))
+
+    statement: list[slice] = []  # the strings of a statement that has had nothing but strings
+    only_strings = True
+    opened: list[int] = []  # where the formatted strings that are still open began
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            name = tokenize.tok_name[token.type]
+            if name == "COMMENT":
+                labels[offset(token.start) : offset(token.end)] = COMMENT
+            elif name in ("FSTRING_START", "TSTRING_START"):
+                opened.append(offset(token.start))
+            elif name in ("FSTRING_END", "TSTRING_END"):
+                labels[opened.pop() : offset(token.end)] = STRING
+                only_strings = only_strings and bool(opened)
+            elif name == "STRING":
+                span = slice(offset(token.start), offset(token.end))
+                labels[span] = STRING
+                statement.append(span)
+            elif name == "NEWLINE":
+                if only_strings:
+                    for span in statement:
+                        labels[span] = DOCSTRING
+                statement, only_strings = [], True
+            elif name not in ("NL", "INDENT", "DEDENT", "ENDMARKER"):
+                only_strings = False
+    except (tokenize.TokenError, SyntaxError):
+        pass
+    return labels
