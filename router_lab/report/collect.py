@@ -92,18 +92,18 @@ def _sort_out(files: RunFiles) -> Run | LeftOut:
 def _unfinished(files: RunFiles) -> LeftOut:
     status = files.status
     if status is None:
-        reason = files.broken or "it has neither status.json nor result.json"
-        return LeftOut(files.path, files.path.name, None, "unreadable", reason)
+        why = files.broken or "it has neither status.json nor result.json"
+        return LeftOut(files.path, files.path.name, None, "unreadable", why)
     arm, seed = str(status.get("arm") or files.path.name), _seed(status)
+    where = f"at step {status.get('step', '?')} of {status.get('steps', '?')}"
     state, reason = state_of(status)
     if files.broken:
         state, reason = "unreadable", files.broken
     elif state == "finished":
         state, reason = "unreadable", "it says finished, but there is no result.json"
     elif state == "running":
-        reason = f"at step {status.get('step', '?')} of {status.get('steps', '?')}"
-    stopped = f"stopped at step {status.get('step', '?')} of {status.get('steps', '?')}"
-    return LeftOut(files.path, arm, seed, state, reason or stopped)
+        reason = where
+    return LeftOut(files.path, arm, seed, state, reason or f"stopped {where}")
 
 
 def _seed(record: dict[str, Any]) -> int | None:

@@ -1,0 +1,180 @@
+"""Intervals over seeds, tests paired by seed, correction for many arms, and seeds needed.
+
+Everything is Student's t: few seeds, each one number. A single seed gives no interval and no test;
+these are None then, never a guess. The t distribution is written out here (its degrees of freedom
+are whole numbers, so it is a finite sum) because importing scipy costs more than the comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+CONFIDENCE = 0.95
+ALPHA = 1.0 - CONFIDENCE
+POWER = 0.8
+MOST_SEEDS = 1000  # beyond this nobody asks
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over n seeds; `half` is half the width of its 95% interval, `sd` has ddof 1.
+
+    `half` and `sd` are None for one seed.
+    """
+
+    mean: float
+    n: int
+    sd: float | None
+    half: float | None
+
+
+@dataclass(frozen=True)
+class Difference:
+    """This arm minus the other, over the n seeds that both have.
+
+    `half`: half the width of the 95% interval of this one difference. `p`: two-sided p-value of the
+    paired t-test; `p_holm`: the same corrected for all tests of the family, where one was made.
+    `half`, `sd`, `p`, `p_holm` are None for one seed.
+    """
+
+    mean: float
+    n: int
+    sd: float | None
+    half: float | None
+    p: float | None
+    p_holm: float | None = None
+
+    @property
+    def real(self) -> bool:
+        """Whether chance alone is an unlikely explanation, the other tests considered."""
+        return self.p_holm is not None and self.p_holm < ALPHA
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    """Mean, standard deviation (ddof 1) and 95% t-interval. Raises ValueError without values."""
+    if not values:
+        raise ValueError("no values to average")
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return Estimate(mean, 1, None, None)
+    sd = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (n - 1))
+    half = t_quantile(0.5 + CONFIDENCE / 2, n - 1) * sd / math.sqrt(n)
+    return Estimate(mean, n, sd, half)
+
+
+def paired_difference(arm: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
+    """The difference arm − other of values by seed, over their common seeds; None without any."""
+    seeds = sorted(arm.keys() & other.keys())
+    if not seeds:
+        return None
+    found = estimate([arm[seed] - other[seed] for seed in seeds])
+    return Difference(found.mean, found.n, found.sd, found.half, _p_value(found))
+
+
+def _p_value(difference: Estimate) -> float | None:
+    if difference.sd is None:
+        return None
+    if difference.sd == 0.0:  # the same run under two names, or a difference without any noise
+        return 1.0 if difference.mean == 0.0 else 0.0
+    t = difference.mean / (difference.sd / math.sqrt(difference.n))
+    return 2.0 * t_cdf(-abs(t), difference.n - 1)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Holm's step-down correction (Holm 1979); entries that are None are no tests and stay None.
+
+    Rejecting where the corrected value is below 0.05 errs in at most 5% of families, whatever the
+    dependence between the tests.
+    """
+    tests = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    corrected: list[float | None] = [None] * len(p_values)
+    worst = 0.0
+    for rank, (p, index) in enumerate(tests):
+        worst = max(worst, min(1.0, p * (len(tests) - rank)))
+        corrected[index] = worst
+    return corrected
+
+
+def seeds_needed(mean: float, sd: float | None, power: float = POWER) -> int | None:
+    """Seeds for a paired t-test (5%, two-sided) to find such a difference with this power.
+
+    `mean` and `sd` describe the difference per seed, taken as the truth. The power is exact
+    (noncentral t). None when more than MOST_SEEDS or when there is no spread to go by.
+    """
+    if sd is None:
+        return None
+    if sd == 0.0:
+        return None if mean == 0.0 else 2
+    effect = abs(mean) / sd
+    low, high = 1, 2  # power(low) < wanted <= power(high), once the loop is through
+    while power_of(effect, high) < power:
+        low, high = high, 2 * high
+        if low >= MOST_SEEDS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        if power_of(effect, middle) < power:
+            low = middle
+        else:
+            high = middle
+    return high if high <= MOST_SEEDS else None
+
+
+def power_of(effect: float, n: int) -> float:
+    """Chance that the paired t-test at 5% finds a difference of `effect` standard deviations.
+
+    With U = sample sd / true sd and Z standard normal, the test rejects where
+    |Z + effect √n| > t U; integrated over the density of U (a scaled chi) by the midpoint rule.
+    """
+    df = n - 1
+    critical = t_quantile(1.0 - ALPHA / 2, df)
+    shift = effect * math.sqrt(n)
+    low, high = max(0.0, 1.0 - 7.0 / math.sqrt(2 * df)), 1.0 + 7.0 / math.sqrt(2 * df)
+    step = (high - low) / 400
+    constant = math.log(2.0) + df / 2 * math.log(df / 2) - math.lgamma(df / 2)
+    total = 0.0
+    for index in range(400):
+        u = low + (index + 0.5) * step
+        density = math.exp(constant + (df - 1) * math.log(u) - df * u * u / 2)
+        total += density * (_normal_cdf(shift - critical * u) + _normal_cdf(-shift - critical * u))
+    return total * step
+
+
+def _normal_cdf(z: float) -> float:
+    return 0.5 * math.erfc(-z / math.sqrt(2.0))
+
+
+def t_cdf(t: float, df: int) -> float:
+    """P(T <= t) of Student's t with df >= 1 degrees of freedom (Abramowitz & Stegun 26.7.3–4)."""
+    theta = math.atan2(t, math.sqrt(df))
+    cos_squared = df / (df + t * t)
+    odd = df % 2
+    term = math.cos(theta) if odd else 1.0
+    total = term if df > 1 else 0.0
+    for i in range(2 + odd, df, 2):
+        term *= cos_squared * (i - 1) / i
+        total += term
+    inside = math.sin(theta) * total  # P(|T| <= |t|), with the sign of t
+    if odd:
+        inside = 2.0 / math.pi * (theta + inside)
+    return min(1.0, max(0.0, 0.5 + inside / 2.0))
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(p: float, df: int) -> float:
+    """The t below which a share p of Student's t lies, 0.5 <= p < 1; by bisection."""
+    high = 1.0
+    while t_cdf(high, df) < p:
+        high *= 2.0
+    low = 0.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        if t_cdf(middle, df) < p:
+            low = middle
+        else:
+            high = middle
+    return high
