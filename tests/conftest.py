@@ -1,0 +1,91 @@
+"""What all tests share: one thread, fixed seeds, and the record of checks against references."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+# Read by torch when it is imported, which many tests do late.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+settings.register_profile("router_lab", deadline=None)  # cores are shared: no limit on the clock
+settings.load_profile("router_lab")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-references",
+        metavar="PATH",
+        type=Path,
+        help="write what routers were checked against, and the errors measured, to a JSON file",
+    )
+
+
+class ReferenceRecorder:
+    """Gathers the checks from the reports of the tests, which come here from all processes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records: list[dict[str, Any]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.when == "call" and report.passed:
+            for name, value in report.user_properties:
+                if name == "reference_check":
+                    self.records.append({**json.loads(str(value)), "test": report.nodeid})
+
+    def pytest_sessionfinish(self) -> None:
+        order = sorted(self.records, key=lambda r: (r["router"], r["against"], r["test"]))
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(order, indent=1) + "\n")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    path = config.getoption("--record-references")
+    if path is not None and not hasattr(config, "workerinput"):  # not in xdist's workers
+        config.pluginmanager.register(ReferenceRecorder(path))
+
+
+@pytest.fixture
+def reference_check(request: pytest.FixtureRequest) -> Callable[..., None]:
+    """`reference_check(router=, against=, tolerance=, error=)` of an independent reference.
+
+    Fails unless error <= tolerance (so a NaN fails), and records the check for the table in the
+    docs. `router` is the registered name, `against` what it is compared with, in a few words;
+    `error` the largest absolute difference.
+    """
+
+    def check(*, router: str, against: str, tolerance: float, error: Any) -> None:
+        record = {
+            "router": router,
+            "against": against,
+            "tolerance": float(tolerance),
+            "error": float(error),
+        }
+        assert record["error"] <= record["tolerance"], (
+            f"{router} differs from {against} by {record['error']:.3g}, "
+            f"more than {record['tolerance']:.3g}"
+        )
+        request.node.user_properties.append(("reference_check", json.dumps(record)))
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    """The same random numbers in every test, whatever ran before; one thread."""
+    random.seed(0)
+    np.random.seed(0)
+    torch = sys.modules.get("torch")
+    if torch is not None:  # a test of files alone does without
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
