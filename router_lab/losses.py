@@ -16,7 +16,7 @@ from torch import Tensor
 
 from router_lab.errors import UserError
 from router_lab.registry import LOSSES
-from router_lab.routing import Routing, refused
+from router_lab.routing import Routing, refused, squared_cv
 
 
 class BalanceLoss(ABC):
@@ -153,12 +153,6 @@ class Entropy(BalanceLoss):
         mean_E = routing.probs_TE.mean(dim=0)
         mean_E = mean_E / mean_E.sum().clamp_min(torch.finfo(torch.float32).tiny)
         return torch.xlogy(mean_E, mean_E).sum() + torch.tensor(float(routing.n_experts)).log()
-
-
-def squared_cv(value_E: Tensor) -> Tensor:
-    """Population variance over squared mean; 0 for all zeros."""
-    mean = value_E.mean()
-    return (value_E - mean).square().mean() / mean.square().clamp_min(torch.finfo(torch.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False)

@@ -300,6 +300,19 @@ def count(expert_A: Tensor, n_experts: int) -> Tensor:
     return zeros_E.scatter_add(0, expert_A, torch.ones_like(expert_A))
 
 
+def squared_cv(value_E: Tensor) -> Tensor:
+    """Population variance over squared mean; 0 for all zeros."""
+    mean, tiny = value_E.mean(), torch.finfo(torch.float32).tiny
+    return (value_E - mean).square().mean() / mean.square().clamp_min(tiny)
+
+
+def refuse_constant_weight(router: Router, remedy: str) -> None:
+    """Refuses one renormalised weight: it is always 1 and gives the router no gradient."""
+    if router.k == 1 and router.n_experts > 1:
+        right = "at least 2 with a renormalised weight, which for k = 1 is always 1 and gives no"
+        raise refused(router, "k", 1, f"{right} gradient; {remedy}")
+
+
 def refused(owner: object, option: str, value: object, right: str) -> UserError:
     """The error for an option out of range, in the words every router uses."""
     return UserError(f"{type(owner).__name__}: {option}={value} is not possible; it must be {right}.")

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing, refuse_constant_weight
 
 
 @register("softmax_topk")
@@ -34,14 +34,8 @@ class SoftmaxTopK(Router):
         bias: bool = False,
     ) -> None:
         super().__init__(d_model, n_experts, k)
-        if k == 1 and n_experts > 1 and (norm_topk_prob or softmax == "after"):
-            raise refused(
-                self,
-                "k",
-                1,
-                "at least 2 with a renormalised weight, which for k = 1 is always 1 and gives the "
-                "router no gradient; set router.norm_topk_prob=false router.softmax=before",
-            )
+        if norm_topk_prob or softmax == "after":
+            refuse_constant_weight(self, "set router.norm_topk_prob=false router.softmax=before")
         self.softmax = softmax
         self.norm_topk_prob = norm_topk_prob
         self.gate = Gate(d_model, n_experts, bias=bias)
