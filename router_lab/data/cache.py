@@ -92,7 +92,8 @@ class CorpusWriter:
         with CorpusWriter(folder, vocab_size=256) as out:
             out.append("train", tokens)
 
-    The arguments are those of `Corpus`.
+    The arguments are those of `Corpus`; without `token_bytes`, and where a token is not a byte,
+    every token counts for the mean.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class CorpusWriter:
         self.domain_dtype = smallest_dtype(len(self.domains))
         self.meta: dict[str, Any] = {"vocab_size": vocab_size, "window": window}
         self.token_bytes = token_bytes
+        self._n_tokens = {"train": 0, "val": 0}
         self._n_bytes = {"train": 0, "val": 0}
         self._hashes = {name: hashlib.blake2b(digest_size=16) for name in self._n_bytes}
         self._files: dict[str, BinaryIO] = {}
@@ -125,6 +127,7 @@ class CorpusWriter:
         """Adds tokens [N] with their labels [N], or one label for all; see `Split`."""
         tokens = tokens.astype(self.dtype, copy=False)
         self._hashes[split].update(tokens.tobytes())
+        self._n_tokens[split] += len(tokens)
         self._n_bytes[split] += len(tokens) if n_bytes is None else n_bytes
         self._write(f"{split}.tokens", tokens)
         if self.domains:
@@ -140,6 +143,13 @@ class CorpusWriter:
             self._files[name] = open(self.folder / f"{name}.bin", "wb")  # noqa: SIM115
         self._files[name].write(array.tobytes())
 
+    def _mean_bytes(self) -> np.ndarray | None:
+        """Where bytes per token are not known one by one, each counts for validation's mean."""
+        n_bytes, n_tokens = self._n_bytes["val"], self._n_tokens["val"]
+        if n_bytes == n_tokens:
+            return None
+        return np.full(self.meta["vocab_size"], n_bytes / n_tokens)
+
     def __enter__(self) -> CorpusWriter:
         return self
 
@@ -150,6 +160,8 @@ class CorpusWriter:
             file.close()
         if kind is not None:
             return
+        if self.token_bytes is None:
+            self.token_bytes = self._mean_bytes()
         if self.token_bytes is not None:
             self.token_bytes.astype(np.float32).tofile(self.folder / "token_bytes.bin")
         digests = [value.hexdigest() for value in self._hashes.values()]
