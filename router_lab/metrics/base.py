@@ -1,0 +1,144 @@
+"""Metrics that are functions of a few sums over tokens, and the sums they share.
+
+A metric names the sums it needs and says how its value follows from them. So every value is exact
+over a whole validation set, under gradient accumulation and across ranks (sums add up), and the
+everyday set pays for each sum once, however many metrics read it.
+
+Counts are int64, other sums float32. E experts, T tokens, A assignments.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from router_lab.routing import Routing, count
+
+Sums = Mapping[str, Tensor]
+"""Sums by name, on the host, float64."""
+
+
+class Seen:
+    """What several sums read of a record, computed once."""
+
+    def __init__(self, routing: Routing) -> None:
+        self.routing = routing
+
+    @cached_property
+    def load_E(self) -> Tensor:
+        return self.routing.load_E
+
+    @cached_property
+    def k_T(self) -> Tensor:
+        """Experts of each token, long."""
+        return count(self.routing.token_A, self.routing.n_tokens)
+
+    def scalar(self, value: float) -> Tensor:
+        return torch.tensor(value, device=self.routing.probs_TE.device)
+
+
+@dataclass(frozen=True)
+class Sum:
+    """One sum over the tokens of a record.
+
+    Attributes:
+        of: its part from one record.
+        per_expert: shape [E]; else a scalar.
+        dtype: of the state.
+    """
+
+    of: Callable[[Seen], Tensor]
+    per_expert: bool = False
+    dtype: torch.dtype = torch.long
+
+    def zero(self, n_experts: int) -> Tensor:
+        return torch.zeros(n_experts if self.per_expert else (), dtype=self.dtype)
+
+
+def _used_squared(seen: Seen) -> Tensor:
+    routing = seen.routing
+    if routing.k is not None:
+        return seen.scalar(routing.n_tokens * routing.k**2)
+    return seen.k_T.square().sum()
+
+
+def _without_expert(seen: Seen) -> Tensor:
+    if seen.routing.k is not None:
+        return seen.scalar(0)
+    return (seen.k_T == 0).sum()
+
+
+def _violation(seen: Seen) -> Tensor:
+    load_E = seen.load_E.float()
+    return (load_E.amax() / load_E.mean().clamp_min(1e-9) - 1).clamp_min(0)
+
+
+SUMS: dict[str, Sum] = {
+    # Assignments carried out by each expert, and asked of it.
+    "load_E": Sum(lambda seen: seen.load_E, per_expert=True),
+    "demand_E": Sum(lambda seen: seen.routing.demand_E, per_expert=True),
+    # Combine weight and probability of each expert.
+    "importance_E": Sum(lambda seen: seen.routing.importance_E, True, torch.float32),
+    "probs_E": Sum(lambda seen: seen.routing.probs_TE.sum(dim=0), True, torch.float32),
+    # Entropy of each token's distribution, in nats.
+    "entropy": Sum(
+        lambda seen: torch.special.entr(seen.routing.probs_TE).sum(), False, torch.float32
+    ),
+    "tokens": Sum(lambda seen: seen.scalar(seen.routing.n_tokens)),
+    "without_expert": Sum(_without_expert),
+    # Squared number of experts of each token.
+    "used_squared": Sum(_used_squared),
+    # MaxVio of each batch, and the batches with any assignment.
+    "violation": Sum(_violation, False, torch.float32),
+    "batches": Sum(lambda seen: (seen.load_E.sum() > 0).long()),
+}
+
+
+class SumMetric(Metric, ABC):
+    """A number, or one an expert, that follows from sums over tokens.
+
+    Args:
+        n_experts: E of the layer.
+        options: of torchmetrics.Metric.
+    """
+
+    full_state_update = False
+    sums: ClassVar[tuple[str, ...]]
+    """The sums that `value` reads: names in SUMS."""
+
+    def __init__(self, n_experts: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.n_experts = n_experts
+        for name in self.sums:
+            self.add_state(name, SUMS[name].zero(n_experts), dist_reduce_fx="sum")
+
+    def update(self, routing: Routing) -> None:
+        """Adds one layer's record of one batch."""
+        seen = Seen(routing)
+        for name in self.sums:
+            setattr(self, name, getattr(self, name) + SUMS[name].of(seen))
+
+    def compute(self) -> Any:
+        return self.value({name: getattr(self, name).cpu().double() for name in self.sums})
+
+    @classmethod
+    @abstractmethod
+    def value(cls, sums: Sums) -> Any:
+        """The metric, from its sums. Of nothing at all: zero."""
+
+
+def shares(value_E: Tensor) -> Tensor:
+    """Scaled to sum to 1; zeros stay zeros."""
+    return value_E / value_E.sum().clamp_min(1e-12)
+
+
+def entropy(share_E: Tensor) -> float:
+    """−Σ s log s, in nats."""
+    return float(torch.special.entr(share_E).sum())
