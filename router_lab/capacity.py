@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from router_lab.routing import RouterContext, Routing, refused
+from router_lab.registry import Registry
+from router_lab.routing import Router, RouterContext, Routing, count, refused
 
 Order = Literal["position", "probability", "priority"]
+Scope = Literal["batch", "sequence"]
+
+LIMITS: Registry[Any] = Registry("capacity", "router_lab.capacity")
 
 
+@LIMITS.register("limit")
 class Capacity(nn.Module):
     """A limit on the load of every expert, behind any router.
 
@@ -30,77 +36,80 @@ class Capacity(nn.Module):
         scope: the tokens that share the room: the whole micro-batch, or each sequence for itself.
         renormalize: scale the weights of a token's survivors to their sum before the drop.
 
-    Only `position` with k = 1 is causal: in all other cases a later token of the sequence can take
-    the room of an earlier one.
+    Only `position` with exactly one expert a token is causal: in all other cases a later token of
+    the sequence can take the room of an earlier one, or change how much room there is.
     """
 
     def __init__(
         self,
         factor: float = 1.25,
         order: Order = "position",
-        scope: Literal["batch", "sequence"] = "batch",
+        scope: Scope = "batch",
         renormalize: bool = False,
     ) -> None:
         super().__init__()
         if factor <= 0:
             raise refused(self, "factor", factor, "greater than 0")
-        if order not in ("position", "probability", "priority"):
-            raise refused(self, "order", order, "position, probability or priority")
-        if scope not in ("batch", "sequence"):
-            raise refused(self, "scope", scope, "batch or sequence")
+        if order not in get_args(Order):
+            raise refused(self, "order", order, "one of " + ", ".join(get_args(Order)))
+        if scope not in get_args(Scope):
+            raise refused(self, "scope", scope, "one of " + ", ".join(get_args(Scope)))
         self.factor = factor
         self.order = order
         self.scope = scope
         self.renormalize = renormalize
 
-    def causal(self, k: float) -> bool:
+    def causal(self, router: Router) -> bool:
         """Whether a later token of the sequence can never take an earlier one's room."""
-        return self.order == "position" and k == 1
+        return self.order == "position" and router.fixed_k and router.k == 1
 
     def forward(self, routing: Routing, context: RouterContext) -> Routing:
-        E = routing.n_experts
+        E, A = routing.n_experts, len(routing.token_A)
         if self.scope == "sequence":
             pool_A = context.sequence_T[routing.token_A]
-            asked_P = torch.zeros(context.n_sequences, dtype=torch.long, device=pool_A.device)
-            asked_P = asked_P.scatter_add(0, pool_A, torch.ones_like(pool_A))
-            room_A = torch.ceil(self.factor * asked_P.double() / E - 1e-9)[pool_A]
-            bin_A, n_bins = pool_A * E + routing.expert_A, context.n_sequences * E
+            room_P = self._room(count(pool_A, context.n_sequences).double(), E).ceil().long()
+            room_E = room_P.repeat_interleave(E)
+            bin_A = pool_A * E + routing.expert_A
         else:
-            room = math.ceil(self.factor * len(routing.token_A) / E - 1e-9)
+            room = math.ceil(self._room(A, E))
             if routing.k is not None and room >= routing.n_tokens:
-                return routing  # an expert can be asked for at most once by each token
-            room_A = routing.weight_A.new_full((len(routing.token_A),), room, dtype=torch.double)
-            bin_A, n_bins = routing.expert_A, E
-        order_A = self._queue(routing)
-        kept_A = order_A[place_in_bin(bin_A[order_A], n_bins) < room_A[order_A]].sort().values
-        if len(kept_A) == len(order_A):
+                return routing  # a token asks for an expert at most once
+            room_E = torch.full((E,), room, device=routing.token_A.device)
+            bin_A = routing.expert_A
+        order_A = self._queue(routing, bin_A)
+        bin_A = bin_A[order_A]
+        size_E = count(bin_A, len(room_E))
+        place_A = torch.arange(A, device=bin_A.device) - (size_E.cumsum(0) - size_E)[bin_A]
+        kept_A = torch.zeros_like(bin_A, dtype=torch.bool)
+        kept_A[order_A] = place_A < room_E[bin_A]
+        index_A = kept_A.nonzero().squeeze(1)
+        if len(index_A) == A:
             return routing
-        kept = routing.keep(kept_A)
+        kept = routing.keep(index_A)
         return replace(kept, weight_A=rescaled(routing, kept)) if self.renormalize else kept
 
-    def _queue(self, routing: Routing) -> Tensor:
-        """Assignments in the order in which they are served. Every sort is stable."""
-        token_A, choice_A, weight_A = routing.token_A, routing.choice_A, routing.weight_A.detach()
+    def _room(self, asked: Any, n_experts: int) -> Any:
+        """Before rounding up; a little less, for products like 1.1 · 10 that should be whole."""
+        return self.factor * asked / n_experts - 1e-9
+
+    def _queue(self, routing: Routing, bin_A: Tensor) -> Tensor:
+        """Assignments sorted by bin, in each in the order in which they are served.
+
+        Every sort is stable: what is equal is served by place in the batch.
+        """
+        token_A, choice_A = routing.token_A, routing.choice_A
+        first_A = torch.arange(len(token_A), device=token_A.device)
+        if routing.k is None:
+            first_A = token_A.argsort(stable=True)
         if self.order == "probability":
-            by_token_A = token_A.argsort(stable=True)
-            return by_token_A[weight_A[by_token_A].argsort(descending=True, stable=True)]
+            weight_A = routing.weight_A.detach()
+            first_A = first_A[weight_A[first_A].argsort(descending=True, stable=True)]
+            return first_A[bin_A[first_A].argsort(stable=True)]
         if self.order == "priority":
             score_T = routing.probs_TE.detach().amax(dim=1)
-            first_A = score_T[token_A].argsort(descending=True, stable=True)
-        else:
-            first_A = token_A.argsort(stable=True)
-        return first_A[choice_A[first_A].argsort(stable=True)]
-
-
-def place_in_bin(bin_A: Tensor, n_bins: int) -> Tensor:
-    """For each entry, how many earlier entries of the list are in the same bin."""
-    order_A = bin_A.argsort(stable=True)
-    sizes = torch.zeros(n_bins, dtype=torch.long, device=bin_A.device)
-    sizes = sizes.scatter_add(0, bin_A, torch.ones_like(bin_A))
-    start = sizes.cumsum(0) - sizes
-    place_A = torch.empty_like(bin_A)
-    place_A[order_A] = torch.arange(len(bin_A), device=bin_A.device) - start[bin_A[order_A]]
-    return place_A
+            first_A = first_A[score_T[token_A[first_A]].argsort(descending=True, stable=True)]
+        rank_A = bin_A * routing.n_experts + choice_A  # a token has at most E choices
+        return first_A[rank_A[first_A].argsort(stable=True)]
 
 
 def rescaled(before: Routing, after: Routing) -> Tensor:
@@ -113,3 +122,10 @@ def rescaled(before: Routing, after: Routing) -> Tensor:
 
     scale_T = sums(before) / sums(after).clamp_min(torch.finfo(torch.float32).tiny)
     return after.weight_A * scale_T[after.token_A]
+
+
+def build_capacity(config: Mapping[str, Any]) -> Capacity:
+    """The stage that a config node describes. Raises UserError for a wrong option or value."""
+    capacity = LIMITS.build({"name": "limit", **config})
+    assert isinstance(capacity, Capacity)
+    return capacity

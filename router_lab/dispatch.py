@@ -70,7 +70,7 @@ class _Dispatch(torch.autograd.Function):
         return _gather(x_TD, plan)
 
     @staticmethod
-    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_RD: Tensor) -> tuple[Tensor, None]:
         return _sum(grad_RD, ctx.plan), None
 
 
@@ -81,15 +81,15 @@ class _Sum(torch.autograd.Function):
         return _sum(rows_RD, plan)
 
     @staticmethod
-    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_TD: Tensor) -> tuple[Tensor, None]:
         return _gather(grad_TD, ctx.plan), None
 
 
 def dispatch(x_TD: Tensor, plan: Plan) -> Tensor:
     """A row for every assignment, sorted by expert [R, D]."""
-    return _Dispatch.apply(x_TD, plan)  # type: ignore[no-any-return]
+    return _Dispatch.apply(x_TD, plan)
 
 
 def combine(rows_RD: Tensor, weight_R: Tensor, plan: Plan) -> Tensor:
     """Each token's rows added up by weight [T, D]; zero for a token with no row."""
-    return _Sum.apply(rows_RD * weight_R[:, None].to(rows_RD.dtype), plan)  # type: ignore[no-any-return]
+    return _Sum.apply(rows_RD * weight_R[:, None].to(rows_RD.dtype), plan)

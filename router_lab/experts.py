@@ -38,7 +38,7 @@ class GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         rows_RI, weight_EIO = ctx.saved_tensors
         grads = grad_RO.split(ctx.sizes)
         grad_rows = grad_weight = None
@@ -66,21 +66,23 @@ def grouped_linear(rows_RI: Tensor, weight_EIO: Tensor, sizes: list[int]) -> Ten
     if rows_RI.is_cuda and rows_RI.dtype == torch.bfloat16:
         ends = torch.tensor(sizes, device=rows_RI.device).cumsum(0).to(torch.int32)
         return F.grouped_mm(rows_RI, weight_EIO, offs=ends)
-    return GroupedLinear.apply(rows_RI, weight_EIO, sizes)  # type: ignore[no-any-return]
+    return GroupedLinear.apply(rows_RI, weight_EIO, sizes)
 
 
 class Experts(nn.Module, ABC):
     """A set of experts of one kind."""
 
     n_experts: int
+    causal: bool = True
+    """Whether the output of a row depends on no row of a later token of its sequence."""
 
     @abstractmethod
     def forward(
-        self, rows_RD: Tensor, sizes: list[int], context: RouterContext
+        self, rows_RD: Tensor, sizes: list[int], token_R: Tensor, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
         """Outputs of the rows, and the records of experts that route again.
 
-        `context` is of the rows: its token r is the token of row r.
+        Row r is the token token_R[r] of `context`.
         """
 
     def routers(self) -> dict[str, Router]:
@@ -101,11 +103,13 @@ class StackedSwiGLU(Experts):
     def __init__(self, n_experts: int, d_model: int, d_hidden: int) -> None:
         super().__init__()
         self.n_experts = n_experts
-        self.gate_up_EDF = nn.Parameter(torch.randn(n_experts, d_model, 2 * d_hidden) * d_model**-0.5)
+        self.gate_up_EDF = nn.Parameter(
+            torch.randn(n_experts, d_model, 2 * d_hidden) * d_model**-0.5
+        )
         self.down_EFD = nn.Parameter(torch.randn(n_experts, d_hidden, d_model) * d_hidden**-0.5)
 
     def forward(
-        self, rows_RD: Tensor, sizes: list[int], context: RouterContext
+        self, rows_RD: Tensor, sizes: list[int], token_R: Tensor, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
         gate_RF, up_RF = grouped_linear(rows_RD, self.gate_up_EDF, sizes).chunk(2, dim=-1)
         return grouped_linear(F.silu(gate_RF) * up_RF, self.down_EFD, sizes), {}
@@ -121,23 +125,24 @@ class ExpertList(Experts):
         super().__init__()
         self.n_experts = len(experts)
         self.experts = nn.ModuleList(experts)
+        # An expert is given as many rows as the router likes, so a limit within one, which has room
+        # in proportion to them, lets later tokens decide on earlier ones.
+        self.causal = all(e.causal and getattr(e, "capacity", None) is None for e in experts)
 
     def _each(self) -> list[FFN]:
         return [expert for expert in self.experts if isinstance(expert, FFN)]
 
     def forward(
-        self, rows_RD: Tensor, sizes: list[int], context: RouterContext
+        self, rows_RD: Tensor, sizes: list[int], token_R: Tensor, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
         outputs, routings = [], {}
-        start = 0
-        for e, (expert, size) in enumerate(zip(self._each(), sizes, strict=True)):
-            if size == 0:
+        parts = zip(self._each(), rows_RD.split(sizes), token_R.split(sizes), strict=True)
+        for e, (expert, rows, token) in enumerate(parts):
+            if len(rows) == 0:
                 continue
-            rows = torch.arange(start, start + size, device=rows_RD.device)
-            out, inner = expert(rows_RD[start : start + size], context.select(rows))
+            out, inner = expert(rows, context.select(token))
             outputs.append(out)
             routings.update({join(f"expert{e}", name): routing for name, routing in inner.items()})
-            start += size
         return torch.cat(outputs) if outputs else rows_RD, routings
 
     def routers(self) -> dict[str, Router]:
@@ -160,7 +165,7 @@ def join(outer: str, inner: str) -> str:
 
 
 class ConstantExpert(nn.Module):
-    """y = a₁ x + a₂ v with a = softmax(W x), v learned: MoE++'s constant expert (arXiv:2410.07348)."""
+    """y = a₁ x + a₂ v, a = softmax(W x), v learned: MoE++'s constant expert (arXiv:2410.07348)."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
@@ -188,4 +193,6 @@ class CopyExpert(nn.Module):
 
 def special_expert(kind: str, d_model: int) -> nn.Module:
     """An expert without a feed-forward computation, by its kind."""
-    return {"zero": ZeroExpert, "copy": CopyExpert}[kind]() if kind != "constant" else ConstantExpert(d_model)
+    if kind == "constant":
+        return ConstantExpert(d_model)
+    return ZeroExpert() if kind == "zero" else CopyExpert()

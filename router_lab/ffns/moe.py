@@ -8,14 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from router_lab.capacity import Capacity
-from router_lab.dispatch import combine, dispatch, sort_by_expert
+from router_lab.capacity import build_capacity
+from router_lab.dispatch import Plan, combine, dispatch, sort_by_expert
 from router_lab.errors import UserError
 from router_lab.experts import ExpertList, Experts, StackedSwiGLU, special_expert
 from router_lab.ffn import FFN, build_ffn
 from router_lab.ffns.mlp import MLP
 from router_lab.registry import FFNS, ROUTERS
-from router_lab.routing import Gate, Router, RouterContext, Routing
+from router_lab.routing import Gate, Router, RouterContext, Routing, refused
 
 SPECIAL_KINDS = ("zero", "copy", "constant")
 
@@ -53,17 +53,21 @@ class MoE(FFN):
         special: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__(d_model, d_hidden)
-        if n_experts < 1:
-            raise UserError(f"ffn.n_experts={n_experts} is not possible; it must be at least 1.")
+        for option, value, least in (("n_experts", n_experts, 1), ("n_shared", n_shared, 0)):
+            if value < least:
+                raise refused(self, option, value, f"at least {least}")
         self.kinds = expert_kinds(n_experts, special or {})
         self.router: Router = ROUTERS.build(
             router or {"name": "softmax_topk"}, d_model=d_model, n_experts=len(self.kinds)
         )
-        self.capacity = Capacity(**capacity) if capacity else self.router.capacity
-        self.causal = self.router.causal and (
-            self.capacity is None or self.capacity.causal(self.router.k)
-        )
+        self.capacity = build_capacity(capacity) if capacity else self.router.capacity
         self.experts = build_experts(expert or {"name": "mlp"}, n_experts, d_model, d_hidden)
+        limit = self.capacity
+        self.causal = (
+            self.router.causal
+            and (limit is None or limit.causal(self.router))
+            and self.experts.causal
+        )
         self.special = nn.ModuleList(special_expert(k, d_model) for k in self.kinds[n_experts:])
         self.shared = MLP(d_model, n_shared * d_hidden) if n_shared else None
         self.shared_combine = shared_combine
@@ -79,7 +83,7 @@ class MoE(FFN):
         if routing.scale_input:
             rows_RD = rows_RD * weight_R[:, None].to(rows_RD.dtype)
             weight_R = torch.ones_like(weight_R)
-        rows_RD, inner = self._experts(rows_RD, plan.sizes, context.select(plan.token_R))
+        rows_RD, inner = self._experts(rows_RD, plan, context)
         y_TD = combine(rows_RD, weight_R, plan).to(x_TD.dtype)
         if routing.residual_T is not None:
             y_TD = y_TD + routing.residual_T[:, None].to(x_TD.dtype) * x_TD
@@ -88,17 +92,15 @@ class MoE(FFN):
         return y_TD, {"": routing, **inner}
 
     def _experts(
-        self, rows_RD: Tensor, sizes: list[int], context: RouterContext
+        self, rows_RD: Tensor, plan: Plan, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
-        n = self.experts.n_experts
+        sizes, n = plan.sizes, self.experts.n_experts
         if not self.special:
-            return self.experts(rows_RD, sizes, context)  # type: ignore[no-any-return]
-        computed = sum(sizes[:n])
-        parts = rows_RD.split([computed, *sizes[n:]])
-        rows = torch.arange(computed, device=rows_RD.device)
-        out_RD, inner = self.experts(parts[0], sizes[:n], context.select(rows))
-        special = [expert(part) for expert, part in zip(self.special, parts[1:], strict=True)]
-        return torch.cat([out_RD, *(part.to(out_RD.dtype) for part in special)]), inner
+            return self.experts(rows_RD, sizes, plan.token_R, context)
+        ffn_RD, *special = rows_RD.split([sum(sizes[:n]), *sizes[n:]])
+        out_RD, inner = self.experts(ffn_RD, sizes[:n], plan.token_R[: len(ffn_RD)], context)
+        special = [expert(rows) for expert, rows in zip(self.special, special, strict=True)]
+        return torch.cat([out_RD, *(rows.to(out_RD.dtype) for rows in special)]), inner
 
     def _with_shared(self, routed_TD: Tensor, x_TD: Tensor, context: RouterContext) -> Tensor:
         assert self.shared is not None
@@ -133,11 +135,12 @@ class MoE(FFN):
 
 def expert_kinds(n_experts: int, special: Mapping[str, int]) -> list[str]:
     """The kind of every expert, in the router's numbering: ffn …, then the special ones."""
-    for kind in special:
+    for kind, n in special.items():
         if kind not in SPECIAL_KINDS:
-            raise UserError(
-                f"ffn.special has the unknown kind {kind!r}; the kinds are {', '.join(SPECIAL_KINDS)}."
-            )
+            known = ", ".join(SPECIAL_KINDS)
+            raise UserError(f"ffn.special has the unknown kind {kind!r}; the kinds are {known}.")
+        if n < 0:
+            raise UserError(f"ffn.special.{kind}={n} is not possible; it must be 0 or more.")
     return ["ffn"] * n_experts + [kind for kind, n in special.items() for _ in range(n)]
 
 
@@ -145,7 +148,7 @@ def build_experts(
     config: Mapping[str, Any], n_experts: int, d_model: int, d_hidden: int
 ) -> Experts:
     """Stacked weights for bias-free SwiGLU experts, a list of modules for all others."""
-    config = dict(config)
-    if config.get("name") == "mlp" and not config.get("bias", False):
+    config = {name: value for name, value in config.items() if (name, value) != ("bias", False)}
+    if config.get("name") == "mlp" and config.keys() <= {"name", "d_hidden"}:
         return StackedSwiGLU(n_experts, d_model, config.get("d_hidden") or d_hidden)
     return ExpertList([build_ffn(config, d_model, d_hidden) for _ in range(n_experts)])

@@ -1,10 +1,8 @@
 """Softmax top-k behind a capacity limit: what an expert has no room for is dropped."""
 
-from typing import Literal
-
 from torch import Tensor
 
-from router_lab.capacity import Capacity
+from router_lab.capacity import Capacity, Order, Scope
 from router_lab.registry import register
 from router_lab.routing import Gate, Router, RouterContext, Routing, refuse_constant_weight
 
@@ -37,8 +35,8 @@ class CapacityTopK(Router):
         n_experts: int,
         k: int = 2,
         factor: float = 1.25,
-        order: Literal["position", "probability", "priority"] = "position",
-        scope: Literal["batch", "sequence"] = "batch",
+        order: Order = "position",
+        scope: Scope = "batch",
         renormalize: bool = False,
         norm_topk_prob: bool = True,
     ) -> None:
@@ -46,7 +44,7 @@ class CapacityTopK(Router):
         if norm_topk_prob:
             refuse_constant_weight(self, "set router.norm_topk_prob=false")
         self.capacity = Capacity(factor, order, scope, renormalize)
-        self.causal = self.capacity.causal(k)
+        self.causal = self.capacity.causal(self)
         self.norm_topk_prob = norm_topk_prob
         self.gate = Gate(d_model, n_experts)
 
