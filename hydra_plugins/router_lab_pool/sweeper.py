@@ -1,0 +1,87 @@
+"""`hydra/sweeper=grid`: grids by name, and Hydra's comma lists, with finished runs left out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+class GridSweeper(Sweeper):
+    """Expands the `grid` node (see `router_lab.launch.plan`) and hands the launcher what is to do.
+
+    Ends the process with status 1 if a run failed, now or earlier without `retry=true`.
+
+    Raises:
+        UserError: the grid can't be made, see `router_lab.launch.plan.arms_of`.
+    """
+
+    hydra_context: HydraContext
+    config: DictConfig
+    launcher: Launcher
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        from hydra.core.plugins import Plugins
+
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
+        from router_lab.launch.skip import left_to_do
+
+        overrides = self.expand(arguments)
+        composer = getattr(self.launcher, "composer", None) or self._composer()
+        todo, failed_before = left_to_do(composer, overrides, retry=self.config.retry)
+        returns = self.launcher.launch(todo, initial_job_idx=0) if todo else []
+        if failed_before or any(job.status != JobStatus.COMPLETED for job in returns):
+            sys.exit(1)
+        return [returns]
+
+    def expand(self, arguments: list[str]) -> list[tuple[str, ...]]:
+        """The overrides of each run, from what the command line gives."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        from router_lab.launch.plan import Arm, arms_of, cross
+
+        parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
+        extras: dict[str, list[str]] = {}
+        for override in parser.parse_overrides(arguments):
+            key = override.get_key_element()
+            if override.is_sweep_override():
+                extras[key] = [f"{key}={value}" for value in override.sweep_string_iterator()]
+            else:
+                extras[key] = [str(override.input_line)]
+
+        choices = self.config.hydra.runtime.choices
+        grid = self.config.grid
+        name = extras.pop("grid.name", [None])[0] or f"grid.name={self._grid_name()}"
+        extras = {k: v for k, v in extras.items() if k != "grid" and not k.startswith("grid.")}
+        arms = arms_of(grid)
+        if arm := extras.pop("arm", None):
+            arms = [Arm(arm[0].partition("=")[2], one.overrides) for one in arms]
+        seeds = [value.partition("=")[2] for value in extras.pop("seed", [])]
+        if not seeds:
+            named = bool(choices.get("grid"))
+            seeds = [str(seed) for seed in (grid.seeds if named else [self.config.seed])]
+        return cross(arms, [[name], *extras.values()], seeds)
+
+    def _grid_name(self) -> str:
+        chosen = self.config.hydra.runtime.choices.get("grid")
+        name = self.config.grid.name
+        return str(chosen) if chosen and name == "single" else str(name)
+
+    def _composer(self) -> Any:
+        from router_lab.launch.compose import Composer
+
+        return Composer(self.hydra_context.config_loader, self.config)

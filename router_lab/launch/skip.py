@@ -1,0 +1,46 @@
+"""What of a grid is left to do. Runs here in the parent, before anything is imported to train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from router_lab.grid import RunDir, is_locked, read_status, run_dir
+from router_lab.launch.compose import Composer
+
+Overrides = tuple[str, ...]
+
+
+def left_to_do(
+    composer: Composer, overrides: Sequence[Overrides], retry: bool = False
+) -> tuple[list[Overrides], int]:
+    """The runs to launch, and how many failed before and are left alone; says so on the terminal.
+
+    Finished runs are left out, and so are those that another launch is training, and failed ones
+    unless `retry`. Runs that would share a folder are one run.
+    """
+    todo: dict[str, Overrides] = {}
+    finished, elsewhere = 0, 0
+    failed: list[tuple[RunDir, str]] = []
+    for one in overrides:
+        run = run_dir(composer.compose(one))
+        status = read_status(run.folder)
+        if status.get("state") == "finished":
+            finished += 1
+        elif status.get("state") == "failed" and not retry:
+            failed.append((run, str(status.get("reason"))))
+        elif is_locked(run.folder):
+            elsewhere += 1
+        else:
+            todo[str(run.folder)] = one
+
+    parts = [f"{len(overrides)} runs", f"{len(todo)} to do"]
+    if finished:
+        parts.append(f"{finished} finished before")
+    if elsewhere:
+        parts.append(f"{elsewhere} being trained by another launch")
+    if failed:
+        parts.append(f"{len(failed)} failed before (retry=true tries them again)")
+    print(", ".join(parts), flush=True)
+    for run, reason in failed:
+        print(f"  {run.name}: {reason}", flush=True)
+    return list(todo.values()), len(failed)

@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import router_lab
+from tests.standin.app import main
+
+SHIPPED = Path(router_lab.__file__).parents[1] / "conf"
+
+if __name__ == "__main__":
+    sys.argv.insert(1, f"hydra.searchpath=[file://{SHIPPED}]")  # for the launcher and the sweeper
+    main()
