@@ -1,0 +1,172 @@
+"""The capacity stage against a loop that fills the experts one assignment at a time."""
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router_lab.capacity import Capacity
+from router_lab.errors import UserError
+from router_lab.registry import ROUTERS
+from router_lab.routing import RouterContext, Routing
+
+
+def routed(B, S, E, k, seed):
+    """Routing of random scores with many ties; k None gives any number of experts a token."""
+    generator = torch.Generator().manual_seed(seed)
+    probs_TE = torch.randint(1, 5, (B * S, E), generator=generator).float()
+    probs_TE = probs_TE / probs_TE.sum(1, keepdim=True)
+    context = RouterContext.of_batch(torch.zeros(B, S, dtype=torch.long))
+    known = {"logits_TE": probs_TE, "probs_TE": probs_TE, "context": context}
+    if k is None:
+        mask_TE = torch.rand(B * S, E, generator=generator) < 0.5
+        routing = Routing.from_mask(mask_TE, probs_TE, **known)
+        shuffled = torch.randperm(len(routing.token_A), generator=generator)
+        return routing.keep(shuffled)
+    index_TK = probs_TE.argsort(dim=1, descending=True, stable=True)[:, :k]
+    return Routing.from_topk(index_TK, probs_TE.gather(1, index_TK), **known)
+
+
+def served(routing, factor, order, scope):
+    """The (token, expert) pairs that find room, by a queue and a counter for each expert."""
+    tokens, experts = routing.token_A.tolist(), routing.expert_A.tolist()
+    weights, choices = routing.weight_A.tolist(), routing.choice_A.tolist()
+    surest = routing.probs_TE.max(dim=1).values.tolist()
+    sequence = routing.context.sequence_T.tolist()
+    keys = {
+        "position": lambda a: (choices[a], tokens[a]),
+        "probability": lambda a: (-weights[a], tokens[a], choices[a]),
+        "priority": lambda a: (choices[a], -surest[tokens[a]], tokens[a]),
+    }
+    pools = {}
+    for a, token in enumerate(tokens):
+        pools.setdefault(sequence[token] if scope == "sequence" else 0, []).append(a)
+    kept = set()
+    for pool in pools.values():
+        # The factor as written, so that 1.1 · 10 / 1 is 11 and not a little more.
+        room = math.ceil(Fraction(str(factor)) * len(pool) / routing.n_experts)
+        left = [room] * routing.n_experts
+        for a in sorted(pool, key=keys[order]):
+            if left[experts[a]] > 0:
+                left[experts[a]] -= 1
+                kept.add((tokens[a], experts[a]))
+    return kept
+
+
+@given(
+    B=st.integers(1, 3),
+    S=st.integers(1, 9),
+    E=st.integers(1, 6),
+    k=st.one_of(st.none(), st.integers(1, 6)),
+    factor=st.sampled_from([0.1, 0.5, 1.0, 1.1, 1.25, 2.0]),
+    order=st.sampled_from(["position", "probability", "priority"]),
+    scope=st.sampled_from(["batch", "sequence"]),
+    seed=st.integers(0, 10**6),
+)
+def test_queue(B, S, E, k, factor, order, scope, seed):
+    k = None if k is None else min(k, E)
+    before = routed(B, S, E, k, seed)
+    after = Capacity(factor, order, scope)(before, before.context)
+    pairs = list(zip(after.token_A.tolist(), after.expert_A.tolist(), strict=True))
+    assert set(pairs) == served(before, factor, order, scope)
+    assert len(set(pairs)) == len(pairs)
+    # What survives keeps weight, choice and place in the list; the demand counts the dropped too.
+    weight = dict(
+        zip(
+            zip(before.token_A.tolist(), before.expert_A.tolist(), strict=True),
+            zip(before.weight_A.tolist(), before.choice_A.tolist(), strict=True),
+            strict=True,
+        )
+    )
+    assert [weight[pair] for pair in pairs] == list(
+        zip(after.weight_A.tolist(), after.choice_A.tolist(), strict=True)
+    )
+    assert torch.equal(after.demand_E, before.demand_E)
+    dropped_E = before.load_E - after.load_E
+    assert (dropped_E >= 0).all()
+    if k is not None:
+        assert torch.equal(before.demand_E, after.load_E + dropped_E)
+        if scope == "batch":
+            assert after.load_E.max() <= math.ceil(Fraction(str(factor)) * k * B * S / E)
+
+
+@given(
+    order=st.sampled_from(["position", "probability", "priority"]),
+    k=st.one_of(st.none(), st.integers(1, 4)),
+    seed=st.integers(0, 10**6),
+)
+def test_renormalised_weights_keep_a_token_s_sum(order, k, seed):
+    before = routed(2, 8, 4, k, seed)
+    after = Capacity(0.6, order, renormalize=True)(before, before.context)
+    plain = Capacity(0.6, order)(before, before.context)
+
+    def sums(routing):
+        return torch.zeros(16).index_add(0, routing.token_A, routing.weight_A)
+
+    alive_T = sums(plain) > 0
+    torch.testing.assert_close(sums(after)[alive_T], sums(before)[alive_T])
+    assert (sums(after)[~alive_T] == 0).all()
+    # Within a token the proportions stay.
+    scale_A = after.weight_A / plain.weight_A
+    scale_T = torch.zeros(16).index_add(0, after.token_A, scale_A)
+    alone_T = torch.bincount(after.token_A, minlength=16)
+    torch.testing.assert_close(scale_A, (scale_T / alone_T.clamp_min(1))[after.token_A])
+
+
+def test_worked_example():
+    """Four tokens, two experts, both asked for by all; room for ceil(0.5 · 8 / 2) = 2 each.
+
+    Tokens 0, 1 and 3 prefer expert 0, token 2 expert 1.
+    """
+    probs_TE = torch.tensor([[0.6, 0.4], [0.7, 0.3], [0.1, 0.9], [0.8, 0.2]])
+    context = RouterContext.of_batch(torch.zeros(1, 4, dtype=torch.long))
+    weight_TK, index_TK = probs_TE.topk(2)
+    routing = Routing.from_topk(
+        index_TK, weight_TK, logits_TE=probs_TE, probs_TE=probs_TE, context=context
+    )
+
+    def kept(order):
+        after = Capacity(0.5, order)(routing, context)
+        return {e: after.token_A[after.expert_A == e].tolist() for e in (0, 1)}
+
+    # Expert 1: its one first choice (token 2), then the first of the second choices.
+    assert kept("position") == {0: [0, 1], 1: [0, 2]}
+    # Surest first: 2 (0.9), 3 (0.8), 1 (0.7), 0 (0.6).
+    assert kept("priority") == {0: [1, 3], 1: [2, 3]}
+    # By weight: expert 0 has 0.8, 0.7; expert 1 has 0.9, 0.4.
+    assert kept("probability") == {0: [1, 3], 1: [0, 2]}
+
+
+def test_gradient_flows_through_survivors_alone():
+    before = routed(1, 8, 4, 2, 0)
+    weight_A = before.weight_A.clone().requires_grad_()
+    after = Capacity(0.5)(replace(before, weight_A=weight_A), before.context)
+    (grad_A,) = torch.autograd.grad(after.weight_A.sum(), weight_A)
+    alive = set(zip(after.token_A.tolist(), after.expert_A.tolist(), strict=True))
+    pairs = zip(before.token_A.tolist(), before.expert_A.tolist(), strict=True)
+    assert grad_A.tolist() == [float(pair in alive) for pair in pairs]
+    assert 0 < grad_A.sum() < len(grad_A)
+
+
+@pytest.mark.parametrize("option", [{"factor": 0}, {"order": "luck"}, {"scope": "world"}], ids=str)
+def test_refused(option):
+    with pytest.raises(UserError, match=next(iter(option))):
+        Capacity(**option)
+
+
+@pytest.mark.parametrize(
+    ("options", "causal"),
+    [
+        ({"k": 1, "norm_topk_prob": False}, True),
+        ({"k": 1, "norm_topk_prob": False, "order": "priority"}, False),
+        ({"k": 2}, False),
+    ],
+)
+def test_capacity_router_says_whether_it_is_causal(options, causal):
+    router = ROUTERS.build({"name": "capacity", **options}, d_model=4, n_experts=4)
+    assert router.causal is causal
+    assert router.capacity.causal(router) is causal
