@@ -53,6 +53,11 @@ def _random(*key: object) -> random.Random:
     return random.Random(zlib.crc32(repr(key).encode()))
 
 
+def fingerprint_of(arm: FakeArm | None, tokens: int = TOKENS) -> str:
+    """As the real one, it covers what decides a result, but not the seed nor the arm's name."""
+    return f"{zlib.crc32(repr((arm, tokens)).encode()):016x}"
+
+
 def result_of(
     name: str,
     arm: FakeArm,
@@ -96,7 +101,7 @@ def result_of(
         "schema": 1,
         "arm": name,
         "seed": seed,
-        "fingerprint": f"{zlib.crc32(repr((grid, name, seed)).encode()):016x}",
+        "fingerprint": fingerprint_of(arm, tokens),
         "grid": grid,
         "overrides": overrides,
         "command": "router-lab train " + " ".join(overrides),
@@ -217,7 +222,7 @@ def status_of(
         "host": "elsewhere",
         "arm": arm,
         "seed": seed,
-        "fingerprint": f"{seed:016x}",
+        "fingerprint": fingerprint_of(ARMS.get(arm)),
         "step": 200,
         "steps": 200,
         "tokens": TOKENS,
@@ -234,7 +239,7 @@ def write_status(
     root: Path, arm: str, seed: int, state: str, grid: str = "first_look", **more: Any
 ) -> Path:
     """The folder of a run without a result: failed, running, interrupted."""
-    folder = root / grid / f"{arm}-s{seed}-{zlib.crc32(repr((arm, seed)).encode()):08x}"
+    folder = root / grid / f"{arm}-s{seed}-{fingerprint_of(ARMS.get(arm))[-8:]}"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "status.json").write_text(json.dumps(status_of(arm, seed, state, **more)))
     return folder

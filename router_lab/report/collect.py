@@ -13,11 +13,12 @@ from router_lab.report.files import SCHEMA, RunFiles, find_runs, number, read_ru
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its `result.json`, and when it started (to keep the order of the grid)."""
+    """A finished run: its `result.json`, when it started (ISO) and when it was done (Unix time)."""
 
     path: Path
     result: dict[str, Any]
     started: str = ""
+    done: float = 0.0
 
     @property
     def arm(self) -> str:
@@ -44,6 +45,7 @@ class LeftOut:
     seed: int | None
     state: str  # failed, running, interrupted, lost, diverged, other schema, other data, …
     reason: str
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,41 +76,39 @@ def collect(dirs: Sequence[str | Path]) -> Collection:
 
 def _sort_out(files: RunFiles) -> Run | LeftOut:
     result, status = files.result, files.status or {}
+    known = result or status
+    arm, fingerprint = known.get("arm") or files.path.name, known.get("fingerprint") or ""
+    seed = number(known, "seed")
+
+    def left_out(state: str, reason: str) -> LeftOut:
+        whole = None if seed is None else int(seed)
+        return LeftOut(files.path, str(arm), whole, state, reason, str(fingerprint))
+
+    if files.broken:
+        return left_out("unreadable", files.broken)
     if result is None:
-        return _unfinished(files)
-    arm, seed = str(result.get("arm") or files.path.name), _seed(result)
+        return left_out(*_unfinished(files.status))
     if result.get("schema") != SCHEMA:
         reason = f"its result.json has schema {result.get('schema')}, this version reads {SCHEMA}"
-        return LeftOut(files.path, arm, seed, "other schema", reason)
+        return left_out("other schema", reason)
     if "arm" not in result or seed is None:
-        reason = "its result.json names no arm or no seed"
-        return LeftOut(files.path, arm, seed, "unreadable", reason)
+        return left_out("unreadable", "its result.json names no arm or no seed")
     if number(result, "quality.bits_per_byte") is None:
-        reason = "it finished, but its quality is not a number"
-        return LeftOut(files.path, arm, seed, "diverged", reason)
-    return Run(files.path, result, str(status.get("started") or ""))
+        return left_out("diverged", "it finished, but its quality is not a number")
+    done = (files.path / "result.json").stat().st_mtime
+    return Run(files.path, result, str(status.get("started") or ""), done)
 
 
-def _unfinished(files: RunFiles) -> LeftOut:
-    status = files.status
+def _unfinished(status: dict[str, Any] | None) -> tuple[str, str]:
     if status is None:
-        why = files.broken or "it has neither status.json nor result.json"
-        return LeftOut(files.path, files.path.name, None, "unreadable", why)
-    arm, seed = str(status.get("arm") or files.path.name), _seed(status)
+        return "unreadable", "it has neither status.json nor result.json"
     where = f"at step {status.get('step', '?')} of {status.get('steps', '?')}"
     state, reason = state_of(status)
-    if files.broken:
-        state, reason = "unreadable", files.broken
-    elif state == "finished":
-        state, reason = "unreadable", "it says finished, but there is no result.json"
-    elif state == "running":
-        reason = where
-    return LeftOut(files.path, arm, seed, state, reason or f"stopped {where}")
-
-
-def _seed(record: dict[str, Any]) -> int | None:
-    seed = number(record, "seed")
-    return None if seed is None else int(seed)
+    if state == "finished":
+        return "unreadable", "it says finished, but there is no result.json"
+    if state == "running":
+        return state, where
+    return state, reason or f"stopped {where}"
 
 
 def _same_data(runs: list[Run]) -> tuple[list[Run], list[LeftOut]]:

@@ -75,7 +75,7 @@ def read_run(path: Path) -> RunFiles:
     """Both files of a run's folder."""
     result, broken = _read_json(path / "result.json")
     status, broken_status = _read_json(path / "status.json")
-    return RunFiles(path, result, status, broken or broken_status)
+    return RunFiles(path, result, status, broken or (broken_status if result is None else None))
 
 
 def _read_json(path: Path) -> tuple[dict[str, Any] | None, str | None]:

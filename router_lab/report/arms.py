@@ -1,0 +1,117 @@
+"""Runs grouped into arms. An arm is one configuration; its runs differ in nothing but the seed."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from router_lab.report.collect import LeftOut, Run
+
+Key = tuple[str, str]  # name and fingerprint
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A configuration with its finished runs, by seed; `name` is unique in a comparison."""
+
+    name: str
+    runs: tuple[Run, ...]
+    missing: int = 0  # its runs that are left out: failed, still running, diverged, …
+
+    def values(self, path: str) -> dict[int, float]:
+        """The number at a dotted path of result.json, by seed, where a run has it."""
+        found = {run.seed: run.number(path) for run in self.runs}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def mean(self, path: str) -> float | None:
+        values = self.values(path).values()
+        return sum(values) / len(values) if values else None
+
+    @property
+    def first(self) -> dict[str, Any]:
+        """The result of its first seed: for what all of its runs share."""
+        return self.runs[0].result
+
+    @property
+    def arm(self) -> str:
+        return self.runs[0].arm
+
+    @property
+    def causal(self) -> bool:
+        return all(run.result.get("causal", True) is not False for run in self.runs)
+
+
+def group(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> tuple[list[Arm], list[LeftOut]]:
+    """Arms in the order in which their grids started them, and the runs that a newer one replaces.
+
+    Runs belong together when the arm's name and the fingerprint agree (it covers everything that
+    decides a result but the seed), also across grids. A name with several configurations becomes
+    several arms, named after what differs.
+    """
+    groups: dict[Key, list[Run]] = defaultdict(list)
+    for run in runs:
+        groups[run.arm, str(run.result.get("fingerprint"))].append(run)
+    replaced: list[LeftOut] = []
+    kept: dict[Key, list[Run]] = {}
+    for key, members in groups.items():
+        newest: dict[int, Run] = {}
+        for run in sorted(members, key=lambda run: run.done):
+            if run.seed in newest:
+                replaced.append(_replaced(newest[run.seed], run))
+            newest[run.seed] = run
+        kept[key] = sorted(newest.values(), key=lambda run: run.seed)
+    names = _names(kept)
+    lost = Counter((run.arm, run.fingerprint) for run in left_out if run.state != "other data")
+    arms = [
+        Arm(names[key], tuple(members), lost[key])
+        for key, members in sorted(kept.items(), key=lambda item: _started(item[1]))
+    ]
+    return arms, replaced
+
+
+def _started(members: Sequence[Run]) -> tuple[bool, str, str]:
+    times = [run.started for run in members if run.started]
+    return (not times, min(times, default=""), members[0].arm)
+
+
+def _replaced(older: Run, newer: Run) -> LeftOut:
+    reason = f"{newer.path.name} in {newer.path.parent.name} is a newer run of the same"
+    return LeftOut(older.path, older.arm, older.seed, "replaced", reason)
+
+
+def _names(kept: Mapping[Key, Sequence[Run]]) -> dict[Key, str]:
+    """A name for each arm: its own, with what tells it apart where several share that."""
+    by_arm: dict[str, list[Key]] = defaultdict(list)
+    for key in kept:
+        by_arm[key[0]].append(key)
+    names = {}
+    for arm, keys in by_arm.items():
+        if len(keys) == 1:
+            names[keys[0]] = arm
+            continue
+        for details in (_grids, _differing_overrides, _fingerprints):
+            found = [details(kept[key], [kept[other] for other in keys]) for key in keys]
+            if all(found) and len(set(found)) == len(keys):
+                break
+        names |= {key: f"{arm} ({detail})" for key, detail in zip(keys, found, strict=True)}
+    return names
+
+
+def _grids(members: Sequence[Run], _others: Sequence[Sequence[Run]]) -> str:
+    return ", ".join(sorted({run.grid for run in members}))
+
+
+def _differing_overrides(members: Sequence[Run], others: Sequence[Sequence[Run]]) -> str:
+    common = set.intersection(*(_overrides(other[0]) for other in others))
+    return ", ".join(sorted(_overrides(members[0]) - common)) or "as it is"
+
+
+def _fingerprints(members: Sequence[Run], _others: Sequence[Sequence[Run]]) -> str:
+    return str(members[0].result.get("fingerprint"))[:8]
+
+
+def _overrides(run: Run) -> set[str]:
+    overrides = (str(override).lstrip("+") for override in run.result.get("overrides") or ())
+    return {override for override in overrides if not override.startswith("seed=")}

@@ -1,0 +1,160 @@
+"""The columns of a comparison: what the arms are worth and what they cost.
+
+Two tables, each narrow enough for a README. Columns that no run can fill are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from router_lab.report import text
+from router_lab.report.comparison import Comparison, Row
+
+WORTH, COST = "worth", "cost"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column: `cell` is what is read, `value` what is sorted by."""
+
+    title: str
+    table: str
+    cell: Callable[[Row], str]
+    value: Callable[[Row], float | None]
+    meaning: str
+
+
+def columns(comparison: Comparison) -> list[Column]:
+    """The columns that at least one arm can fill, the arm's name not among them."""
+    base, rows = comparison.baseline, comparison.rows
+    tested = [row.difference for row in rows if row.difference is not None]
+    digits = text.digits_for((row.quality.half for row in rows), high=4)
+    finer = text.digits_for((difference.half for difference in tested), 4)
+    made = [
+        Column("Seeds", WORTH, seeds_cell, lambda row: row.quality.n, "finished runs"),
+        Column(
+            "Bits per byte",
+            WORTH,
+            lambda row: text.with_interval(row.quality.mean, row.quality.half, digits),
+            lambda row: row.quality.mean,
+            "quality on the validation text, mean over seeds; lower is better",
+        ),
+        Column(
+            f"Δ {base.name}",
+            WORTH,
+            lambda row: _difference_cell(row, finer),
+            lambda row: row.difference.mean if row.difference else None,
+            "difference in bits per byte from the baseline, paired by seed",
+        ),
+        Column(
+            "p",
+            WORTH,
+            lambda row: text.p_value(_p(row)),
+            _p,
+            "of the paired t-test against the baseline, corrected for the number of arms",
+        ),
+        Column(
+            f"At equal {comparison.by}",
+            WORTH,
+            lambda row: text.fixed(row.at_equal, digits),
+            lambda row: row.at_equal,
+            f"bits per byte where the arm that spent the fewest {comparison.by} ends",
+        ),
+        _mean(
+            "Above floor",
+            WORTH,
+            "quality.excess_bits",
+            digits,
+            "bits a token above the least possible",
+        ),
+        _mean(
+            "MaxVio", WORTH, "routing.mean.max_vio", 2, "max load / mean load − 1; 0 is balanced"
+        ),
+        _mean(
+            "Eff. experts",
+            WORTH,
+            "routing.mean.effective_experts",
+            2,
+            "exp of the entropy of the loads, as a share of all experts; 1 is balanced",
+        ),
+        _share("Dead", WORTH, "routing.mean.dead_experts", "share of the experts without a token"),
+        _share(
+            "Dropped", WORTH, "routing.mean.dropped", "assignments asked for and not carried out"
+        ),
+        _mean("k used", WORTH, "routing.mean.k_used", 2, "experts a token was given on average"),
+        _mean(
+            "Domain NMI",
+            WORTH,
+            "routing.mean.domain_nmi",
+            2,
+            "specialisation: what the expert tells of the domain; 0 nothing, 1 all",
+        ),
+        _mean(
+            "Regret",
+            WORTH,
+            "probe.regret_nats",
+            3,
+            "nats lost against the best expert in hindsight",
+        ),
+        _number("Active params", COST, "params.active", text.si, "parameters that a token uses"),
+        _number("Params", COST, "params.total", text.si, "all parameters"),
+        _number("FLOPs/token", COST, "flops_per_token", text.si, "forward and backward"),
+        _number("Tokens/s", COST, "train.tokens_per_second", text.si, "training speed"),
+        _number("Memory", COST, "train.peak_memory_bytes", text.gibibytes, "peak while training"),
+        _number("Tokens", COST, "train.tokens", text.si, "seen in training"),
+        _number("Time", COST, "train.seconds", text.duration, "of training, mean over seeds"),
+    ]
+    return [column for column in made if any(column.value(row) is not None for row in rows)]
+
+
+def seeds_cell(row: Row) -> str:
+    """`3`, or `3 of 5` where two of the arm's runs are left out."""
+    n = row.quality.n
+    return f"{n} of {n + row.arm.missing}" if row.arm.missing else str(n)
+
+
+def _p(row: Row) -> float | None:
+    return row.difference.p_holm if row.difference else None
+
+
+def _difference_cell(row: Row, digits: int) -> str:
+    if row.difference is None:
+        return ""
+    return text.with_interval(row.difference.mean, row.difference.half, digits, signed=True)
+
+
+def _mean(title: str, table: str, path: str, digits: int, meaning: str) -> Column:
+    return _number(title, table, path, lambda value: text.fixed(value, digits), meaning)
+
+
+def _share(title: str, table: str, path: str, meaning: str) -> Column:
+    return _number(title, table, path, text.percent, meaning)
+
+
+def _number(
+    title: str, table: str, path: str, shown: Callable[[float | None], str], meaning: str
+) -> Column:
+    return Column(
+        title, table, lambda row: shown(row.arm.mean(path)), lambda row: row.arm.mean(path), meaning
+    )
+
+
+def tables(
+    comparison: Comparison, emphasise: Callable[[str], str]
+) -> list[tuple[list[str], list[list[str]]]]:
+    """Headings and cells of both tables; differences that are real go through `emphasise`."""
+    found = []
+    for table in (WORTH, COST):
+        shown = [column for column in columns(comparison) if column.table == table]
+        lines = []
+        for row in comparison.rows:
+            cells = [f"{row.name} {comparison.marks(row)}".strip() if table == WORTH else row.name]
+            for column in shown:
+                cell = column.cell(row) or "–"
+                real = column.title.startswith("Δ") and row.difference and row.difference.real
+                cells.append(emphasise(cell) if real else cell)
+            lines.append(cells)
+        if shown:
+            found.append((["Arm", *(column.title for column in shown)], lines))
+    return found

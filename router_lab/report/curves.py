@@ -1,0 +1,108 @@
+"""An arm's learning curve over its seeds, and what is read off it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from router_lab.report.arms import Arm
+from router_lab.report.files import number
+
+AXES = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds"}
+POINTS = 60
+TAIL = 0.2  # the last fifth of a run …
+FALL = 0.01  # … in which the bits per byte of a converged arm fall by less than 1%
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve over seeds: mean, lowest and highest of the `n` seeds, at each x (all ascending)."""
+
+    x: np.ndarray
+    mean: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    n: int
+
+    def at(self, x: float) -> float:
+        return float(np.interp(x, self.x, self.mean))
+
+
+def band(arm: Arm, by: str = "tokens", of: str = "bits_per_byte") -> Band | None:
+    """The curve of `of` against `by` where all seeds have it; None without a curve.
+
+    The seeds' own points are used where they agree (tokens), otherwise (seconds) the curves are
+    interpolated linearly at 60 points.
+    """
+    curves = [curve for run in arm.runs if len(curve := _curve(run.result, by, of)) > 1]
+    if not curves:
+        return None
+    first = curves[0][:, 0]
+    if all(len(c) == len(first) and np.allclose(c[:, 0], first, rtol=1e-6) for c in curves):
+        x = first
+    else:
+        start, end = max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves)
+        if start >= end:
+            return None
+        x = np.linspace(start, end, POINTS)
+    if len(x) > 4 * POINTS:  # a point a pixel is enough
+        x = np.interp(np.linspace(0, len(x) - 1, 4 * POINTS), np.arange(len(x)), x)
+    y = np.stack([np.interp(x, c[:, 0], c[:, 1]) for c in curves])
+    return Band(x, y.mean(0), y.min(0), y.max(0), len(curves))
+
+
+def _curve(result: dict[str, object], by: str, of: str) -> np.ndarray:
+    points = result.get("curve")
+    pairs = [
+        (x, y)
+        for point in (points if isinstance(points, list) else [])
+        if (x := number(point, by)) is not None and (y := number(point, of)) is not None
+    ]
+    return np.array(sorted(dict(pairs).items()), dtype=float).reshape(-1, 2)
+
+
+def fall_at_the_end(arm: Arm) -> float | None:
+    """By what share of its final value the bits per byte fell in the last fifth of the tokens."""
+    curve = band(arm)
+    if curve is None or len(curve.x) < 3:
+        return None
+    final = float(curve.mean[-1])
+    return (curve.at((1.0 - TAIL) * float(curve.x[-1])) - final) / final if final else None
+
+
+def loads(arm: Arm) -> tuple[list[str], np.ndarray] | None:
+    """Layer names and the load of each expert as a multiple of the balanced load, (L, E).
+
+    An expert's number means nothing across seeds, so in each layer of each run the experts are put
+    in order, the busiest first, and then averaged over seeds. NaN where a layer has fewer experts.
+    """
+    by_layer: dict[str, list[np.ndarray]] = {}
+    for run in arm.runs:
+        for layer, ratio in layer_loads(run.result).items():
+            by_layer.setdefault(layer, []).append(np.sort(ratio)[::-1])
+    if not by_layer:
+        return None
+    names = sorted(by_layer, key=_natural)
+    table = np.full((len(names), max(len(by_layer[name][0]) for name in names)), np.nan)
+    for row, name in enumerate(names):
+        same = [ratio for ratio in by_layer[name] if len(ratio) == len(by_layer[name][0])]
+        table[row, : len(same[0])] = np.mean(same, axis=0)
+    return names, table
+
+
+def layer_loads(result: dict[str, object]) -> dict[str, np.ndarray]:
+    """The load of each layer's experts (E) as a multiple of the balanced load, as numbered."""
+    routing = result.get("routing")
+    layers = routing.get("layers") if isinstance(routing, dict) else None
+    found = {}
+    for name, layer in (layers or {}).items():
+        load = np.asarray(layer.get("load") or [], dtype=float)
+        if load.size and np.isfinite(load).all() and load.sum() > 0:
+            found[str(name)] = load / load.mean()
+    return found
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """layer2 before layer10; layer0 before layer0.expert1."""
+    return [(int("".join(c for c in part if c.isdigit()) or -1), part) for part in name.split(".")]
