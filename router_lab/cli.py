@@ -1,0 +1,127 @@
+"""The command `router-lab`. Each subcommand imports what it needs when it is asked for."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from router_lab.errors import UserError
+
+TRAIN = "train a run or a grid (a Hydra app: router-lab train --help)"
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="router-lab",
+        description="Which Mixture-of-Experts router should I use, and how do I know?",
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    commands.add_parser("train", help=TRAIN, add_help=False)
+
+    routers = commands.add_parser("routers", help="list the routers, or explain one")
+    routers.add_argument("name", nargs="?", help="a router to explain")
+    routers.add_argument("--plugin", action="append", default=[], help="a loose file that registers routers")
+
+    compare = commands.add_parser("compare", help="compare the arms of finished runs")
+    compare.add_argument("dirs", nargs="+", metavar="DIR", help="folders of runs, of one grid or several")
+    compare.add_argument("--baseline", metavar="ARM", help="the arm that others are compared with")
+    compare.add_argument("--by", default="tokens", choices=("tokens", "flops", "seconds"))
+    compare.add_argument("--out", metavar="DIR", help="where to write; default: DIR/report")
+
+    status = commands.add_parser("status", help="what is done, running, failed and why")
+    status.add_argument("dir", metavar="DIR")
+
+    probe = commands.add_parser("probe", help="routing regret and knock-out of a finished run")
+    probe.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
+    probe.add_argument("--tokens", type=int, default=64, help="tokens to probe (default: 64)")
+
+    board = commands.add_parser("board", help="TensorBoard on a folder of runs")
+    board.add_argument("dir", metavar="DIR", nargs="?", default="runs")
+    board.add_argument("--port", type=int, default=6006)
+
+    new = commands.add_parser("new", help="write the starting file of a router of your own")
+    new.add_argument("name")
+    new.add_argument("--dir", default=".")
+    return top
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Calls the subcommand."""
+    call: dict[str, Any] = vars(arguments)
+    command = call.pop("command")
+    if command == "routers":
+        from router_lab.catalog import explain_router, list_routers
+        from router_lab.registry import load_plugin
+
+        for path in arguments.plugin:
+            load_plugin(path)
+        explain_router(arguments.name) if arguments.name else list_routers()
+    elif command == "compare":
+        from router_lab.report.compare import compare
+
+        compare(**call)
+    elif command == "status":
+        from router_lab.report.status import status
+
+        status(arguments.dir)
+    elif command == "probe":
+        from router_lab.probe.run import probe
+
+        probe(**call)
+    elif command == "board":
+        from router_lab.board import serve
+
+        serve(arguments.dir, arguments.port)
+    elif command == "new":
+        from router_lab.new import new_router
+
+        new_router(arguments.name, arguments.dir)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Exits with 2 and a sentence for a person's mistake, with a traceback for one of ours."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if arguments[:1] == ["train"]:
+            from router_lab.train import run as train
+
+            train(arguments[1:])
+        else:
+            run(parser().parse_args(arguments))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        sentence = mistake(error)
+        if sentence is None:
+            raise
+        print(f"router-lab: {sentence}", file=sys.stderr)
+        sys.exit(2)
+
+
+def mistake(error: BaseException | None) -> str | None:
+    """What to say of an error that a person's input caused; None where it is our own."""
+    if isinstance(error, UserError):
+        return str(error)
+    hydra, omegaconf = sys.modules.get("hydra.errors"), sys.modules.get("omegaconf.errors")
+    if hydra is not None and isinstance(error, hydra.MissingConfigException):
+        group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if error.options:
+            return f"{group}={name} does not exist; the choices are {', '.join(error.options)}."
+        return f"{error.missing_cfg_file}: there is no such configuration."
+    if hydra is not None and isinstance(error, hydra.HydraException):
+        found = re.match(r"Could not override '([^']+)'", str(error))
+        if found:
+            return (
+                f"There is no option {found[1]}; `router-lab train --help` shows all options, "
+                "`router-lab routers NAME` those of a router."
+            )
+        first = str(error).splitlines()[0]
+        cause = error.__cause__
+        return f"{first}: {str(cause).splitlines()[0]}" if cause and str(cause) else first
+    if omegaconf is not None and isinstance(error, omegaconf.OmegaConfBaseException):
+        return str(error).splitlines()[0]
+    return None

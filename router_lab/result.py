@@ -1,0 +1,79 @@
+"""result.json: everything a finished run has to say, and the only thing a report reads."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+import router_lab
+from router_lab.grid import SCHEMA, RunDir
+
+if TYPE_CHECKING:
+    from router_lab.callbacks.evaluation import Evaluation
+    from router_lab.run import Parts
+
+
+def result_of(parts: Parts, run: RunDir, evaluation: Evaluation, step: int) -> dict[str, Any]:
+    """The result of a finished run, as plain types. README and the report tell what the keys are."""
+    config, cost, clock = parts.config, parts.cost, evaluation.clock
+    tokens = step * parts.tokens_per_step
+    routers = parts.model.routers()
+    return {
+        "schema": SCHEMA,
+        "arm": run.arm,
+        "seed": run.seed,
+        "fingerprint": run.fingerprint,
+        "grid": run.grid,
+        "overrides": list(run.overrides),
+        "command": run.command,
+        "versions": versions(),
+        "device": device_name(),
+        "causal": parts.model.causal,
+        "ffn": config["ffn"]["name"],
+        "router": config["ffn"]["router"]["name"] if routers else None,
+        "model": config["model"],
+        "data": {"name": parts.corpus.name, "fingerprint": parts.corpus.fingerprint},
+        "match": parts.match.report() if parts.match else None,
+        "params": cost.params(),
+        "flops_per_token": cost.flops_per_token,
+        "budget": {"kind": parts.budget.kind, "amount": parts.budget.amount},
+        "train": {
+            "steps": step,
+            "tokens": tokens,
+            "seconds": clock.seconds,
+            "tokens_per_second": tokens / max(clock.seconds, 1e-9),
+            "peak_memory_bytes": peak_memory(),
+            "flops": tokens * cost.flops_per_token,
+        },
+        "quality": evaluation.quality,
+        "routing": {"mean": evaluation.mean, "layers": evaluation.layers},
+        "curve": evaluation.curve,
+    }
+
+
+def versions() -> dict[str, str]:
+    packages = ("torch", "lightning", "hydra-core", "torchmetrics")
+    return {
+        "router_lab": router_lab.__version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+    }
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
+def peak_memory() -> int:
+    """Bytes: of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+

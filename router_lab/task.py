@@ -1,0 +1,182 @@
+"""The LightningModule: cross-entropy plus balance losses, and the routers' step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from lightning import LightningModule
+from torch import Tensor
+
+from router_lab.losses import BalanceLoss, layer_terms
+from router_lab.routing import Routing, StepTotals
+from router_lab.transformer import Transformer
+
+
+class StepRecord:
+    """What one micro-batch showed, for the callbacks.
+
+    Not a dataclass: Lightning copies those, and a record is to be passed on as it is.
+
+    Attributes:
+        loss_nats: mean cross-entropy, nats a token.
+        terms: balance losses by name, unweighted, averaged over the layers.
+        routings: the layers' records, detached.
+        tokens: tokens of the micro-batch.
+        batch: the micro-batch itself.
+    """
+
+    __slots__ = ("batch", "loss_nats", "nats_BS", "routings", "terms", "tokens")
+
+    def __init__(
+        self,
+        batch: Mapping[str, Tensor],
+        nats_BS: Tensor,
+        routings: Mapping[str, Routing],
+        terms: Mapping[str, Tensor],
+    ) -> None:
+        self.batch = batch
+        self.nats_BS = nats_BS.detach()
+        self.loss_nats = self.nats_BS.mean()
+        self.routings = {name: routing.detach() for name, routing in routings.items()}
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        self.tokens = nats_BS.numel()
+
+
+class StepLoad:
+    """Demand, tokens and router statistics of an optimiser step, added up over its micro-batches."""
+
+    def __init__(self) -> None:
+        self.demand: dict[str, Tensor] = {}
+        self.tokens: dict[str, Tensor] = {}
+        self.stats: dict[str, dict[str, Tensor]] = {}
+
+    def add(self, routings: Mapping[str, Routing]) -> None:
+        for name, routing in routings.items():
+            _add(self.demand, name, routing.demand_E)
+            _add(self.tokens, name, torch.tensor(routing.n_tokens, device=routing.demand_E.device))
+            for stat, value in routing.stats.items():
+                _add(self.stats.setdefault(name, {}), stat, value.detach())
+
+    def over_ranks(self) -> StepLoad:
+        """The same, added up over the ranks; itself where there is one."""
+        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+            return self
+        total = StepLoad()
+        # Names differ between ranks where an inner expert got no token on one of them.
+        names: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(names, [(n, t.shape[0]) for n, t in self.demand.items()])
+        device = next(iter(self.demand.values())).device if self.demand else torch.device("cpu")
+        for name, n_experts in sorted({tuple(n) for rank in names for n in rank}):
+            zeros = torch.zeros(n_experts, dtype=torch.long, device=device)
+            total.demand[name] = _summed(self.demand.get(name, zeros))
+            total.tokens[name] = _summed(self.tokens.get(name, zeros[:1].sum()))
+            if name in self.stats:
+                total.stats[name] = {k: _summed(v) for k, v in sorted(self.stats[name].items())}
+        return total
+
+    def density(self) -> float:
+        """Assignments over (tokens × experts), averaged over the layers."""
+        shares = [
+            self.demand[name].sum().item() / max(self.tokens[name].item() * len(self.demand[name]), 1)
+            for name in self.demand
+        ]
+        return sum(shares) / max(len(shares), 1)
+
+
+class LMTask(LightningModule):
+    """Next-token prediction with balance losses.
+
+    Args:
+        model: the transformer.
+        losses: balance losses by name.
+        optim: lr, weight_decay, betas, warmup, min_lr (see conf/optim).
+        progress: share of the run that is done, 0 to 1, from the number of optimiser steps.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        losses: Mapping[str, BalanceLoss],
+        optim: Mapping[str, Any],
+        progress: Callable[[int], float],
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.balance_losses = dict(losses)
+        self.optim = dict(optim)
+        self.progress = progress
+        self.step_load = StepLoad()
+        self._needs_global = any(loss.global_load for loss in losses.values())
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        nats_BS, routings = self._predict(batch)
+        self.step_load.add(routings)
+        known = self.step_load.over_ranks() if self._needs_global else self.step_load
+        terms = layer_terms(self.balance_losses, routings, known.demand)
+        return {
+            "loss": nats_BS.mean() + terms.total,
+            "record": StepRecord(batch, nats_BS, routings, terms.terms),
+        }
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        nats_BS, routings = self._predict(batch)
+        return {"record": StepRecord(batch, nats_BS, routings, {})}
+
+    def _predict(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Routing]]:
+        tokens = batch["tokens"]
+        out = self.model(tokens[:, :-1], step=self.global_step)
+        nats = F.cross_entropy(
+            out.logits_BSV.flatten(0, 1).float(), tokens[:, 1:].flatten(), reduction="none"
+        )
+        return nats.view(tokens.shape[0], -1), out.routings
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)  # runs the last micro-batch, then the optimiser
+        load = self.step_load.over_ranks()
+        density = load.density()
+        for name, router in self.model.routers().items():
+            if name in load.demand:
+                totals = StepTotals(int(load.tokens[name]), density, load.stats.get(name, {}))
+                router.after_step(load.demand[name], totals)
+        self.step_load = StepLoad()
+
+    def configure_optimizers(self) -> Any:
+        decayed = [p for p in self.model.parameters() if p.requires_grad and p.dim() >= 2]
+        others = [p for p in self.model.parameters() if p.requires_grad and p.dim() < 2]
+        optimizer = torch.optim.AdamW(
+            [
+                {"params": decayed, "weight_decay": self.optim["weight_decay"]},
+                {"params": others, "weight_decay": 0.0},
+            ],
+            lr=self.optim["lr"],
+            betas=tuple(self.optim["betas"]),
+            fused=True,
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_share)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step"},
+        }
+
+    def _lr_share(self, step: int) -> float:
+        """Linear warm-up, then a cosine down to min_lr."""
+        done, warmup, low = self.progress(step), self.optim["warmup"], self.optim["min_lr"]
+        if done < warmup:
+            return float(done / warmup) + 1e-3
+        left = 0.5 * (1 + math.cos(math.pi * min((done - warmup) / max(1 - warmup, 1e-9), 1.0)))
+        return float(low + (1 - low) * left)
+
+
+def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
+    sums[name] = sums[name] + value if name in sums else value.clone()
+
+
+def _summed(value: Tensor) -> Tensor:
+    value = value.clone()
+    dist.all_reduce(value)
+    return value

@@ -1,0 +1,52 @@
+"""`router-lab train`: the Hydra application."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from router_lab.errors import UserError
+from router_lab.paths import conf_dir
+from router_lab.registry import ROUTERS, load_plugin
+
+
+def run(arguments: list[str]) -> None:
+    """Composes the configuration of these Hydra arguments and trains what it describes.
+
+    Raises:
+        UserError, or an error of Hydra's, for a configuration that cannot be.
+    """
+    load_named_plugins(arguments)
+    ROUTERS.store_configs()
+    # Hydra would print a traceback and exit; the command line has its own words for a mistake.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv = ["router-lab train", *arguments]
+    main()
+
+
+def load_named_plugins(arguments: list[str]) -> None:
+    """Imports the loose files of `plugins=[…]`, so that their routers can be composed."""
+    given = [text for text in arguments if text.startswith("plugins=")]
+    for override in OverridesParser.create().parse_overrides(given):
+        paths = override.value()
+        for path in [paths] if isinstance(paths, str) else paths or []:
+            load_plugin(str(path))
+
+
+@hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
+def main(cfg: DictConfig) -> float | None:
+    from router_lab.run import train
+
+    try:
+        return train(cfg)
+    except UserError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the launcher writes it down and goes on
+        print(f"router-lab: {error}", file=sys.stderr)
+        sys.exit(2)
