@@ -11,6 +11,7 @@ or the class), one in a loose file by its path.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
 import inspect
@@ -18,8 +19,10 @@ import pkgutil
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, make_dataclass
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -103,7 +106,8 @@ class Registry(Generic[C]):
         """Raises UserError with the right names for an unknown one."""
         self.load()
         if name not in self._classes:
-            broken = f" ({name!r} failed to import: {self.problems[name]})" if name in self.problems else ""
+            why = self.problems.get(name)
+            broken = f" ({name!r} failed to import: {why})" if why else ""
             raise UserError(
                 f"There is no {self.kind} named {name!r}{broken}; the {self.kind}s are "
                 f"{', '.join(self.names())}."
@@ -114,12 +118,28 @@ class Registry(Generic[C]):
         self.load()
         return next(name for name, known in self._classes.items() if known is cls)
 
+    @contextmanager
+    def lent(self, cls: C) -> Iterator[str]:
+        """The name of a class within the block, given to it for the time if it has none."""
+        self.load()
+        if any(known is cls for known in self._classes.values()):
+            yield self.name_of(cls)
+            return
+        name = cls.__name__
+        while name in self._classes:
+            name += "_"
+        self._classes[name] = cls
+        try:
+            yield name
+        finally:
+            del self._classes[name]
+
     def options(self, name: str) -> list[Option]:
         """The options of a registered class, read from its constructor."""
         cls = self.get(name)
-        hints = typing.get_type_hints(cls.__init__)
+        hints = typing.get_type_hints(cls.__init__)  # type: ignore[misc]
         found = []
-        for parameter in list(inspect.signature(cls.__init__).parameters.values())[1:]:
+        for parameter in inspect.signature(cls).parameters.values():
             if parameter.name in self.given:
                 continue
             kind = hints.get(parameter.name, Any)
@@ -142,12 +162,14 @@ class Registry(Generic[C]):
         for key, value in config.items():
             if key not in options:
                 known = ", ".join(options) or "none"
-                raise UserError(f"The {self.kind} {name} has no option {key!r}; its options are {known}.")
+                raise UserError(
+                    f"The {self.kind} {name} has no option {key!r}; its options are {known}."
+                )
             config[key] = _checked(value, options[key], f"{self.kind}.{key} of {name}")
         for option in options.values():
             if option.required and option.name not in config:
                 raise UserError(f"The {self.kind} {name} needs a value for {option.name}.")
-        wanted = inspect.signature(cls.__init__).parameters
+        wanted = inspect.signature(cls).parameters
         return cls(**{k: v for k, v in given.items() if k in wanted}, **config)
 
     def store_configs(self) -> None:
@@ -165,7 +187,7 @@ class Registry(Generic[C]):
             default = "???" if option.required else option.default
             if isinstance(default, list | dict | tuple):
                 default = list(default) if isinstance(default, tuple) else default
-                fields.append((option.name, Any, field(default_factory=lambda d=default: d)))
+                fields.append((option.name, Any, field(default_factory=partial(copy.copy, default))))
             else:
                 fields.append((option.name, _hydra_type(option), field(default=default)))
         return make_dataclass(f"{name}_config", fields)
@@ -191,9 +213,10 @@ def _checked(value: Any, option: Option, where: str) -> Any:
     kinds = typing.get_args(option.kind) if union else (option.kind,)
     if any(kind not in (*SCALARS, type(None)) for kind in kinds):
         return value
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+    if float in kinds and int not in kinds and type(value) is int:
         return float(value)
-    if any(isinstance(value, kind) and (kind is bool or not isinstance(value, bool)) for kind in kinds):
+    plain = [kind for kind in kinds if kind is bool or not isinstance(value, bool)]
+    if isinstance(value, tuple(plain)):  # Python takes True for an int; a config should not
         return value
     right = " or ".join("null" if kind is type(None) else kind.__name__ for kind in kinds)
     raise UserError(f"{where} is {value!r}; it must be of type {right}.")

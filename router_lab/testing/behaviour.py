@@ -1,0 +1,226 @@
+"""Checks of a router's behaviour: gradients, determinism, state, precision, order of tokens."""
+
+from __future__ import annotations
+
+import copy
+import io
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from router_lab.routing import Router, Routing, StepTotals
+from router_lab.testing.record import MODES
+from router_lab.testing.subject import (
+    VOCABULARY,
+    ContractError,
+    NotApplicable,
+    Subject,
+    differing,
+    differing_losses,
+    next_token_loss,
+    require,
+    route,
+    seeded,
+)
+
+TRIES = 4
+
+
+def check_gradient(subject: Subject) -> None:
+    names = [name for name, p in subject.build().named_parameters() if p.requires_grad]
+    if not subject.cls.learned:
+        require(
+            not names,
+            f"learned=False, but it has parameters: {', '.join(names)}.",
+            "Make them buffers, or set learned = True.",
+        )
+        raise NotApplicable("learned is False: it has no parameters")
+    require(
+        names,
+        "learned=True, but it has no parameters.",
+        "Set learned = False on the class, or register them as nn.Parameter or nn.Module.",
+    )
+    with_own: set[str] = set()
+    task_alone: set[str] = set()
+    for seed in range(TRIES):
+        task_alone |= _reached(subject, seed, own_losses=False)
+        with_own |= _reached(subject, seed, own_losses=True)
+    require(
+        task_alone,
+        "No parameter of it gets a gradient from the language model's loss.",
+        "The combine weights must depend on the gate, and for k = 1 they must not be renormalised "
+        "(a weight that is always 1 has no gradient).",
+    )
+    missing = [name for name in names if name not in with_own]
+    require(
+        not missing,
+        f"No gradient reaches {', '.join(missing)}, neither from the language model's loss nor "
+        f"from the router's own.",
+        "Look for detach, no_grad or argmax on the way to weight_A, or delete what is not used.",
+    )
+
+
+def _reached(subject: Subject, seed: int, own_losses: bool) -> set[str]:
+    """Router parameters with a gradient that is not zero, in any layer of a small model."""
+    model = subject.model(seed).train()
+    with seeded(seed):
+        tokens_BS = torch.randint(VOCABULARY, (4, 16))
+        output = model(tokens_BS)
+    loss = next_token_loss(output.logits_BSV, tokens_BS)
+    if own_losses:
+        for routing in output.routings.values():
+            loss = loss + sum(routing.losses.values())
+    loss.backward()
+    return {
+        name
+        for router in model.routers().values()
+        for name, parameter in router.named_parameters()
+        if parameter.grad is not None and bool(parameter.grad.any())
+    }
+
+
+def check_evaluation_deterministic(subject: Subject) -> None:
+    router = subject.build()
+    for seed in range(TRIES):
+        x_TD, context = subject.batch(seed=seed)
+        route(router, x_TD, context, train=True)
+        one, other = (route(router, x_TD, context, train=False, seed=s) for s in (1, 2))
+        difference = differing(one, other) or differing_losses(one, other)
+        require(
+            difference is None,
+            f"Two passes over the same batch in evaluation differ in {difference}.",
+            "Draw noise, jitter and random experts only `if self.training`.",
+        )
+
+
+def check_forward_pure(subject: Subject) -> None:
+    router = subject.build()
+    for mode, train in MODES.items():
+        x_TD, context = subject.batch()
+        given_TD = x_TD.clone()
+        before = copy.deepcopy(router.state_dict())
+        route(router, x_TD, context, train=train)
+        require(
+            x_TD.equal(given_TD),
+            f"In {mode}, forward changes its input in place.",
+            "Multiply into a new tensor: jitter is for the router's input alone.",
+        )
+        changed = [n for n, value in router.state_dict().items() if not value.equal(before[n])]
+        require(
+            not changed,
+            f"In {mode}, forward changes its state: {', '.join(changed)}.",
+            "Activation checkpointing runs forward twice a step: send sums out in Routing.stats "
+            "and change buffers in after_step(load_E, totals).",
+        )
+
+
+def check_compile(subject: Subject) -> None:
+    """Against the backend aot_eager: it traces forward and backward, and needs no C++ compiler."""
+    router = subject.build()
+    torch._dynamo.reset()
+    compiled: nn.Module = torch.compile(router, backend="aot_eager")  # type: ignore[assignment]
+    for seed in range(2):
+        x_TD, context = subject.batch(seed=seed)
+        x_TD.requires_grad_()
+        plain = route(router, x_TD, context, train=False)
+        try:
+            traced = route(compiled, x_TD, context, train=False)
+            gradient_TD, traced_TD = _input_gradient(plain, x_TD), _input_gradient(traced, x_TD)
+        except ContractError:
+            raise
+        except Exception as error:
+            raise ContractError(
+                f"torch.compile fails: {type(error).__name__}: {str(error).splitlines()[0]} Try "
+                f'torch.compile(router, backend="aot_eager") by hand; keep what is no tensor out '
+                f"of forward."
+            ) from error
+        difference = differing(plain, traced)
+        if difference is None and not torch.allclose(gradient_TD, traced_TD, rtol=1e-3, atol=1e-5):
+            difference = "the gradient of its input"
+        require(
+            difference is None,
+            f"Under torch.compile it differs in {difference}.",
+            "Values read with .item() or kept in Python are frozen at the first call; use tensors.",
+        )
+    torch._dynamo.reset()
+
+
+def _input_gradient(routing: Routing, x_TD: Tensor) -> Tensor:
+    """Of a weighted sum of the combine weights; zeros where they do not depend on the input."""
+    if not routing.weight_A.requires_grad:
+        return torch.zeros_like(x_TD)
+    weighted = routing.weight_A * torch.arange(1.0, len(routing.weight_A) + 1)
+    (gradient,) = torch.autograd.grad(weighted.sum(), x_TD, allow_unused=True)
+    return torch.zeros_like(x_TD) if gradient is None else gradient
+
+
+def check_state(subject: Subject) -> None:
+    router = subject.build(seed=0)
+    take_steps(router, subject, n=20)
+    file = io.BytesIO()
+    torch.save(router.state_dict(), file)
+    file.seek(0)
+    fresh = subject.build(seed=1)
+    fresh.load_state_dict(torch.load(file, weights_only=True))
+    x_TD, context = subject.batch(seed=7)
+    for when in ("", " and one more step"):
+        for mode, train in MODES.items():
+            one, other = (route(r, x_TD, context, train=train) for r in (router, fresh))
+            difference = differing(one, other) or differing_losses(one, other)
+            require(
+                difference is None,
+                f"After saving and loading{when} it differs in {difference}, in {mode}.",
+                "What must survive (tables, biases, multipliers, counters) goes into buffers "
+                "(self.register_buffer) or parameters.",
+            )
+        for chosen in (router, fresh):
+            take_steps(chosen, subject, n=1, first=20)
+
+
+def take_steps(router: Router, subject: Subject, n: int, first: int = 0) -> None:
+    """Optimiser steps on batches whose tokens are nearly alike, so that the load is uneven."""
+    for step in range(first, first + n):
+        x_TD, context = subject.batch(seed=step)
+        x_TD = x_TD[:1] + 0.3 * x_TD
+        with torch.no_grad():
+            routing = route(router, x_TD, replace(context, step=step), train=True, seed=step)
+        density = len(routing.token_A) / (routing.n_tokens * routing.n_experts)
+        totals = StepTotals(routing.n_tokens, density, dict(routing.stats))
+        router.after_step(routing.demand_E, totals)
+
+
+def check_permutation(subject: Subject) -> None:
+    if not subject.cls.permutable:
+        raise NotApplicable("permutable is False: the routing depends on the order of the tokens")
+    router = subject.build()
+    for seed in range(TRIES):
+        x_TD, context = subject.batch(seed=seed)
+        with seeded(seed):
+            order_T = torch.randperm(len(x_TD))
+        plain = route(router, x_TD, context, train=False)
+        shuffled = route(router, x_TD[order_T], context.select(order_T), train=False)
+        difference = differing(plain, shuffled, index_a=order_T)
+        require(
+            difference is None,
+            f"Permuting the tokens does not permute {difference}.",
+            "If the order of the tokens is meant to count (first come, first served), set "
+            "permutable = False on the class.",
+        )
+
+
+def check_autocast(subject: Subject) -> None:
+    router = subject.build()
+    x_TD, context = subject.batch()
+    x_TD = x_TD.bfloat16()
+    for mode, train in MODES.items():
+        exact = route(router, x_TD.float(), context, train=train)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            mixed = route(router, x_TD, context, train=train)
+        difference = differing(exact, mixed)
+        require(
+            difference is None,
+            f"Under bfloat16 autocast, in {mode}, it differs from float32 in {difference}.",
+            "Use router_lab.routing.Gate for linear maps; wrap other matrix products in "
+            "`with torch.autocast(x_TD.device.type, enabled=False)` on x_TD.float().",
+        )

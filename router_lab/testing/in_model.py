@@ -1,0 +1,98 @@
+"""Checks of a router inside a language model: padding, recomputation, accumulation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from router_lab.routing import StepTotals
+from router_lab.testing.record import MODES
+from router_lab.testing.subject import VOCABULARY, Subject, next_token_loss, require, seeded
+from router_lab.transformer import Transformer
+
+
+def check_padding(subject: Subject) -> None:
+    model = subject.model()
+    with seeded(0):
+        tokens_BS = torch.randint(VOCABULARY, (3, 16))
+        other_BS = torch.randint(VOCABULARY, (3, 16))
+    mask_BS = torch.arange(16) < torch.tensor([[16], [9], [4]])
+    n_real = int(mask_BS.sum())
+    for mode, train in MODES.items():
+        model.train(train)
+        outputs = []
+        for ids_BS in (tokens_BS, torch.where(mask_BS, tokens_BS, other_BS)):
+            with seeded(1):
+                outputs.append(model(ids_BS, mask_BS))
+        for name, routing in outputs[0].routings.items():
+            rows = {routing.n_tokens, len(routing.context.token_id_T), len(routing.logits_TE)}
+            require(
+                rows == {n_real} and bool((routing.token_A < n_real).all()),
+                f"In {mode}, {name} routes {sorted(rows)} tokens where {n_real} are real.",
+                "Route exactly the rows of x_TD; T is not B·S. context.sequence_T and position_T "
+                "say where each token sits.",
+            )
+        one, two = (out.logits_BSV[mask_BS] for out in outputs)
+        require(
+            torch.allclose(one, two, rtol=1e-4, atol=1e-5),
+            f"In {mode}, what stands in padded places changes the output of real tokens.",
+            "Take nothing but x_TD and the context, which hold real tokens only.",
+        )
+
+
+def check_load_once(subject: Subject) -> None:
+    plain = _one_step(subject, checkpoint=False)
+    recomputed = _one_step(subject, checkpoint=True)
+    for name, value in plain.items():
+        require(
+            torch.allclose(value.float(), recomputed[name].float(), rtol=1e-4, atol=1e-6),
+            f"After a step of two micro-batches, {name} differs between a model that keeps its "
+            f"activations and one that recomputes them.",
+            "Count nothing in forward, which recomputation runs twice: use the load_E of "
+            "after_step, and Routing.stats for other sums. Draw noise from torch's default "
+            "generator, which recomputation restores.",
+        )
+
+
+def _one_step(subject: Subject, checkpoint: bool) -> dict[str, Tensor]:
+    """Gradients and router state after one optimiser step of two micro-batches.
+
+    The load is summed as the task does it: each micro-batch once, from the records returned.
+    """
+    model = subject.model(checkpoint=checkpoint).train()
+    load: dict[str, Tensor] = {}
+    stats: dict[str, dict[str, Tensor]] = {}
+    n_tokens = 0
+    for micro in range(2):
+        with seeded(micro):
+            tokens_BS = torch.randint(VOCABULARY, (2 + micro, 16))
+            output = model(tokens_BS)
+            loss = next_token_loss(output.logits_BSV, tokens_BS)
+            for name, routing in output.routings.items():
+                loss = loss + sum(routing.losses.values())
+                load[name] = load.get(name, 0) + routing.demand_E
+                own = stats.setdefault(name, {})
+                for key, value in routing.stats.items():
+                    own[key] = own.get(key, 0) + value
+            loss.backward()
+        n_tokens += tokens_BS.numel()
+    return {**_gradients(model), **_states_after(model, load, stats, n_tokens)}
+
+
+def _gradients(model: Transformer) -> dict[str, Tensor]:
+    named = model.named_parameters()
+    return {f"the gradient of {n}": p.grad for n, p in named if p.grad is not None}
+
+
+def _states_after(
+    model: Transformer,
+    load: dict[str, Tensor],
+    stats: dict[str, dict[str, Tensor]],
+    n_tokens: int,
+) -> dict[str, Tensor]:
+    density = sum(float(load_E.sum()) / (n_tokens * len(load_E)) for load_E in load.values())
+    found = {}
+    for name, router in model.routers().items():
+        router.after_step(load[name], StepTotals(n_tokens, density / len(load), stats[name]))
+        found.update({f"the state {name}.{key}": v for key, v in router.state_dict().items()})
+    return found

@@ -1,0 +1,196 @@
+"""Checks of one record: its parts, its numbers, its choices."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from router_lab.errors import UserError
+from router_lab.routing import Router, RouterContext, Routing
+from router_lab.testing.subject import NotApplicable, Subject, require, route, seeded
+
+MODES = {"training": True, "evaluation": False}
+BUILD = "Build the record with Routing.from_topk or Routing.from_mask, which see to it."
+
+
+def check_record(subject: Subject) -> None:
+    x_TD, context = subject.batch()
+    router = subject.build()
+    for mode, train in MODES.items():
+        _check_parts(route(router, x_TD, context, train=train), router, context, f"In {mode}, ")
+
+
+def _check_parts(routing: Routing, router: Router, context: RouterContext, where: str) -> None:
+    T, E = len(context.token_id_T), router.n_experts
+    A = len(routing.token_A)
+    shapes: dict[str, tuple[Tensor, tuple[int, ...], torch.dtype]] = {
+        "token_A": (routing.token_A, (A,), torch.long),
+        "expert_A": (routing.expert_A, (A,), torch.long),
+        "choice_A": (routing.choice_A, (A,), torch.long),
+        "weight_A": (routing.weight_A, (A,), torch.float32),
+        "logits_TE": (routing.logits_TE, (T, E), torch.float32),
+        "probs_TE": (routing.probs_TE, (T, E), torch.float32),
+        "demand_E": (routing.demand_E, (E,), torch.long),
+    }
+    for name, (tensor, shape, dtype) in shapes.items():
+        require(
+            tuple(tensor.shape) == shape and tensor.dtype == dtype,
+            f"{where}{name} is {tensor.dtype} {tuple(tensor.shape)}.",
+            f"It must be {dtype} {shape}, for T={T} tokens and E={E} experts. {BUILD}",
+        )
+    for name, index, end in (
+        ("token_A", routing.token_A, T),
+        ("expert_A", routing.expert_A, E),
+        ("choice_A", routing.choice_A, E),
+    ):
+        require(
+            A == 0 or 0 <= int(index.min()) <= int(index.max()) < end,
+            f"{where}{name} has entries outside 0 … {end - 1}.",
+            BUILD,
+        )
+    pair_A = routing.token_A * E + routing.expert_A
+    require(
+        len(pair_A.unique()) == A,
+        f"{where}a token is assigned to the same expert twice.",
+        "Choose different experts for a token, or add their weights up.",
+    )
+    choice_A = routing.token_A * E + routing.choice_A
+    require(
+        len(choice_A.unique()) == A,
+        f"{where}two assignments of a token have the same place in its order of preference.",
+        f"choice_A counts the choices of a token, 0 for its first. {BUILD}",
+    )
+    require(
+        bool((routing.demand_E >= routing.load_E).all()),
+        f"{where}demand_E is smaller than the load.",
+        "demand_E counts what was asked of each expert before any capacity limit.",
+    )
+    if routing.k is not None:
+        require(
+            routing.token_A.equal(torch.arange(T).repeat_interleave(routing.k)),
+            f"{where}k={routing.k} is set, but token_A is not 0 … T−1, each exactly k times.",
+            "Set Routing.k only through Routing.from_topk.",
+        )
+    sum_T = routing.probs_TE.detach().sum(dim=1)
+    wrong_T = ((sum_T - 1).abs() > 1e-4) & (sum_T.abs() > 1e-4)
+    require(
+        bool((routing.probs_TE >= 0).all()) and not bool(wrong_T.any()),
+        f"{where}a row of probs_TE is no distribution: it has a negative entry or a sum like "
+        f"{sum_T[wrong_T][:1].tolist()}.",
+        "Divide the scores by the sum of their row; a row may be all zeros.",
+    )
+    _check_optional(routing, T, where)
+
+
+def _check_optional(routing: Routing, T: int, where: str) -> None:
+    for name, value in routing.losses.items():
+        require(
+            value.dim() == 0 and value.is_floating_point() and bool(value.isfinite()),
+            f"{where}the loss {name!r} is not a finite number: {value}.",
+            "A loss in Routing.losses is a scalar tensor, already weighted.",
+        )
+    for name, value in routing.stats.items():
+        require(
+            not value.requires_grad,
+            f"{where}the statistic {name!r} carries a gradient.",
+            "Detach what goes into Routing.stats: it is summed over micro-batches and ranks.",
+        )
+    for name, part in (("residual_T", routing.residual_T), ("carry_TD", routing.carry_TD)):
+        require(
+            part is None or part.shape[0] == T,
+            f"{where}{name} does not have one row for each of the {T} tokens.",
+            f"{name} starts with the dimension T.",
+        )
+
+
+def check_finite(subject: Subject) -> None:
+    x_TD, context = subject.batch()
+    inputs = {"ordinary": x_TD, "a hundredfold": 100 * x_TD, "all-zero": torch.zeros_like(x_TD)}
+    inputs["equal"] = x_TD[:1].expand_as(x_TD)
+    for kind, chosen_TD in inputs.items():
+        router = subject.build()
+        for mode, train in MODES.items():
+            x = chosen_TD.clone().requires_grad_()
+            routing = route(router, x, context, train=train)
+            values = {
+                "weight_A": routing.weight_A,
+                "logits_TE": routing.logits_TE,
+                "probs_TE": routing.probs_TE,
+                **{f"the loss {name!r}": value for name, value in routing.losses.items()},
+            }
+            for name, value in values.items():
+                require(
+                    bool(value.isfinite().all()),
+                    f"In {mode}, {name} has NaN or infinite values for {kind} inputs.",
+                    "Look for exp without subtracting the maximum, a division by a sum or norm "
+                    "that can be 0, and log of 0.",
+                )
+            _require_finite_gradients(router, x, routing, f"In {mode}, for {kind} inputs, ")
+
+
+def _require_finite_gradients(router: Router, x_TD: Tensor, routing: Routing, where: str) -> None:
+    with seeded(1):
+        total = (routing.weight_A * torch.randn_like(routing.weight_A)).sum()
+    total = total + sum(routing.losses.values())
+    if not total.requires_grad:
+        return
+    total.backward()
+    for name, value in [("x_TD", x_TD), *router.named_parameters()]:
+        require(
+            value.grad is None or bool(value.grad.isfinite().all()),
+            f"{where}the gradient of {name} is not finite.",
+            "Use clamp_min or eps before sqrt, log and division; torch.where keeps the NaN of the "
+            "branch that it does not take.",
+        )
+
+
+def check_fixed_k(subject: Subject) -> None:
+    if not subject.cls.fixed_k:
+        raise NotApplicable("fixed_k is False: the number of experts of a token varies")
+    router = subject.build()
+    x_TD, context = subject.batch()
+    for mode, train in MODES.items():
+        routing = route(router, x_TD, context, train=train)
+        number_T = torch.zeros(routing.n_tokens, dtype=torch.long).scatter_add(
+            0, routing.token_A, torch.ones_like(routing.token_A)
+        )
+        require(
+            bool((number_T == router.k).all()),
+            f"In {mode}, tokens get {int(number_T.min())} to {int(number_T.max())} experts, while "
+            f"fixed_k=True and k={router.k} promise exactly k.",
+            "Set fixed_k = False on the class, and pass the average to super().__init__ as k.",
+        )
+
+
+def check_small_batches(subject: Subject) -> None:
+    try:
+        changed = {"k": 1} if "k" in _option_names(subject) else {}
+        single = subject.build(n_experts=1, **changed)
+    except UserError:
+        single = None  # refused in words, which is as good
+    router = subject.build()
+    cases = [("one token", router, 1, 1), ("two sequences of one token", router, 2, 1)]
+    if single is not None:
+        cases += [("a single expert", single, 2, 16), ("one token, one expert", single, 1, 1)]
+    for kind, chosen, B, S in cases:
+        x_TD, context = subject.batch(B, S)
+        for mode, train in MODES.items():
+            where = f"With {kind}, in {mode}, "
+            x = x_TD.clone().requires_grad_()
+            routing = route(chosen, x, context, train=train)
+            if chosen.capacity is not None:
+                routing = chosen.capacity(routing, context)
+            _check_parts(routing, chosen, context, where)
+            require(
+                bool(routing.weight_A.isfinite().all()),
+                f"{where}the weights are not finite.",
+                "A standard deviation over a single value is NaN; use correction=0 and clamp_min.",
+            )
+            _require_finite_gradients(chosen, x, routing, where)
+
+
+def _option_names(subject: Subject) -> set[str]:
+    from router_lab.registry import ROUTERS
+
+    with ROUTERS.lent(subject.cls) as name:
+        return {option.name for option in ROUTERS.options(name)}
