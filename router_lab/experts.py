@@ -7,6 +7,7 @@ each expert has, as a list on the host.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -88,6 +89,10 @@ class Experts(nn.Module, ABC):
     def routers(self) -> dict[str, Router]:
         return {}
 
+    def per_expert(self, of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        """Every expert's parameters, or what `of` makes of each (its gradient) [E, P]."""
+        return torch.cat([of(p).flatten(1) for p in self.parameters()], dim=1)
+
     @abstractmethod
     def active_params(self) -> float:
         """Parameters that a row meets, on average over the experts."""
@@ -151,6 +156,10 @@ class ExpertList(Experts):
             for e, expert in enumerate(self._each())
             for name, router in expert.routers().items()
         }
+
+    def per_expert(self, of: Callable[[nn.Parameter], Tensor]) -> Tensor:
+        rows = [[of(p).flatten() for p in expert.parameters()] for expert in self.experts]
+        return torch.stack([torch.cat(row) for row in rows])
 
     def active_params(self) -> float:
         return sum(expert.active_params() for expert in self._each()) / self.n_experts

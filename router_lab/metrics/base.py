@@ -25,6 +25,13 @@ Sums = Mapping[str, Tensor]
 """Sums by name, on the host, float64."""
 
 
+def selection(routing: Routing) -> Tensor:
+    """Which experts each token has, bool [T, E]."""
+    chosen_TE = torch.zeros_like(routing.probs_TE, dtype=torch.bool)
+    chosen_TE[routing.token_A, routing.expert_A] = True
+    return chosen_TE
+
+
 class Seen:
     """What several sums read of a record, computed once."""
 
@@ -36,9 +43,36 @@ class Seen:
         return self.routing.load_E
 
     @cached_property
+    def chosen_TE(self) -> Tensor:
+        return selection(self.routing)
+
+    @cached_property
     def k_T(self) -> Tensor:
-        """Experts of each token, long."""
+        """Assignments of each token, long."""
         return count(self.routing.token_A, self.routing.n_tokens)
+
+    @cached_property
+    def margin_T(self) -> Tensor:
+        """Probability of the least of a token's experts, less that of the best of the others.
+
+        NaN for a token that has no expert, or all of them.
+        """
+        probs_TE, chosen_TE = self.routing.probs_TE, self.chosen_TE
+        inside_T = probs_TE.masked_fill(~chosen_TE, torch.inf).amin(dim=1)
+        outside_T = probs_TE.masked_fill(chosen_TE, -torch.inf).amax(dim=1)
+        margin_T = inside_T - outside_T
+        return margin_T.masked_fill(margin_T.isinf(), torch.nan)
+
+    @cached_property
+    def weight_entropy_T(self) -> Tensor:
+        """Entropy of a token's combine weights over log of their number; NaN for fewer than two."""
+        routing = self.routing
+        zeros_T = routing.probs_TE.new_zeros(routing.n_tokens)
+        weight_A = routing.weight_A.clamp_min(0)
+        sum_T = zeros_T.scatter_add(0, routing.token_A, weight_A).clamp_min(1e-12)
+        nats_A = torch.special.entr(weight_A / sum_T[routing.token_A])
+        nats_T = zeros_T.scatter_add(0, routing.token_A, nats_A)
+        return torch.where(self.k_T > 1, nats_T / self.k_T.log(), torch.nan)
 
     def scalar(self, value: float) -> Tensor:
         return torch.tensor(value, device=self.routing.probs_TE.device)
@@ -50,16 +84,16 @@ class Sum:
 
     Attributes:
         of: its part from one record.
-        per_expert: shape [E]; else a scalar.
+        shape: axes of length E: 0 for a scalar, 1 for [E], 2 for [E, E].
         dtype: of the state.
     """
 
     of: Callable[[Seen], Tensor]
-    per_expert: bool = False
+    shape: int = 0
     dtype: torch.dtype = torch.long
 
     def zero(self, n_experts: int) -> Tensor:
-        return torch.zeros(n_experts if self.per_expert else (), dtype=self.dtype)
+        return torch.zeros((n_experts,) * self.shape, dtype=self.dtype)
 
 
 def _used_squared(seen: Seen) -> Tensor:
@@ -80,24 +114,35 @@ def _violation(seen: Seen) -> Tensor:
     return (load_E.amax() / load_E.mean().clamp_min(1e-9) - 1).clamp_min(0)
 
 
+def _pairs(seen: Seen) -> Tensor:
+    chosen_TE = seen.chosen_TE.float()
+    return (chosen_TE.T @ chosen_TE).long()
+
+
 SUMS: dict[str, Sum] = {
     # Assignments carried out by each expert, and asked of it.
-    "load_E": Sum(lambda seen: seen.load_E, per_expert=True),
-    "demand_E": Sum(lambda seen: seen.routing.demand_E, per_expert=True),
+    "load_E": Sum(lambda seen: seen.load_E, 1),
+    "demand_E": Sum(lambda seen: seen.routing.demand_E, 1),
     # Combine weight and probability of each expert.
-    "importance_E": Sum(lambda seen: seen.routing.importance_E, True, torch.float32),
-    "probs_E": Sum(lambda seen: seen.routing.probs_TE.sum(dim=0), True, torch.float32),
+    "importance_E": Sum(lambda seen: seen.routing.importance_E, 1, torch.float32),
+    "probs_E": Sum(lambda seen: seen.routing.probs_TE.sum(dim=0), 1, torch.float32),
     # Entropy of each token's distribution, in nats.
-    "entropy": Sum(
-        lambda seen: torch.special.entr(seen.routing.probs_TE).sum(), False, torch.float32
-    ),
+    "entropy": Sum(lambda seen: torch.special.entr(seen.routing.probs_TE).sum(), 0, torch.float32),
     "tokens": Sum(lambda seen: seen.scalar(seen.routing.n_tokens)),
     "without_expert": Sum(_without_expert),
     # Squared number of experts of each token.
     "used_squared": Sum(_used_squared),
     # MaxVio of each batch, and the batches with any assignment.
-    "violation": Sum(_violation, False, torch.float32),
+    "violation": Sum(_violation, 0, torch.float32),
     "batches": Sum(lambda seen: (seen.load_E.sum() > 0).long()),
+    # The ones below are for validation: they look at every token's set of experts.
+    "margin": Sum(lambda seen: seen.margin_T.nansum(), 0, torch.float32),
+    "margin_tokens": Sum(lambda seen: seen.margin_T.isfinite().sum()),
+    "logit_norm": Sum(lambda seen: seen.routing.logits_TE.norm(dim=1).sum(), 0, torch.float32),
+    "weight_entropy": Sum(lambda seen: seen.weight_entropy_T.nansum(), 0, torch.float32),
+    "weight_tokens": Sum(lambda seen: (seen.k_T > 1).sum()),
+    # Tokens that have both experts; on the diagonal, those that have the one.
+    "pairs_EE": Sum(_pairs, 2),
 }
 
 

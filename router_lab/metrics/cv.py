@@ -1,6 +1,6 @@
 """Coefficient of variation over experts: standard deviation (population, ddof 0) over mean.
 
-Shazeer et al. 2017, arXiv:1701.06538, section 4 and table 6 (their losses use its square).
+Shazeer et al. 2017, arXiv:1701.06538, eq. 6–7 and table 6 (the losses use its square).
 0 at balance, √(E − 1) at collapse.
 """
 

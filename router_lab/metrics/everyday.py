@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from router_lab.metrics.base import SumMetric, Sums
 from router_lab.metrics.cv import CVImportance, CVLoad
@@ -34,6 +34,11 @@ EVERYDAY: dict[str, type[SumMetric]] = {
 }
 
 
+def sums_of(metrics: Mapping[str, type[SumMetric]]) -> tuple[str, ...]:
+    """The sums that the metrics read, each once."""
+    return tuple(dict.fromkeys(name for metric in metrics.values() for name in metric.sums))
+
+
 class RoutingMetrics(SumMetric):
     """The everyday set of one layer, its sums taken once.
 
@@ -46,7 +51,8 @@ class RoutingMetrics(SumMetric):
         kinds: the kind of every expert (`MoE.kinds`), where there are special ones.
     """
 
-    sums = tuple(dict.fromkeys(name for metric in EVERYDAY.values() for name in metric.sums))
+    metrics: ClassVar[Mapping[str, type[SumMetric]]] = EVERYDAY
+    sums = sums_of(EVERYDAY)
 
     def __init__(self, n_experts: int, kinds: Sequence[str] | None = None, **options: Any) -> None:
         super().__init__(n_experts, **options)
@@ -61,7 +67,7 @@ class RoutingMetrics(SumMetric):
 
     @classmethod
     def value(cls, sums: Sums) -> dict[str, Any]:
-        values = {name: metric.value(sums) for name, metric in EVERYDAY.items()}
+        values = {name: metric.value(sums) for name, metric in cls.metrics.items()}
         return {**values, "tokens": int(sums["tokens"])}
 
     def scalars(self) -> dict[str, float]:

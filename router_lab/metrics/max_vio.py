@@ -9,7 +9,7 @@ class MaxVio(SumMetric):
     """MaxVio_global = max_i load_i / mean load − 1, over all tokens seen.
 
     0 at balance, E − 1 at collapse. Of the load carried out, so a capacity limit holds it down;
-    what the limit cost stands in `dropped`. Loss-free balancing, arXiv:2408.15664, section 4.1.
+    what the limit cost stands in `dropped`. Loss-free balancing, arXiv:2408.15664.
     """
 
     sums = ("load_E",)
@@ -25,7 +25,7 @@ class MaxVio(SumMetric):
 class MaxVioBatch(SumMetric):
     """MaxVio_batch: the same of each batch by itself, averaged over the batches.
 
-    A batch without any assignment does not count. arXiv:2408.15664, section 4.1.
+    A batch without any assignment does not count. arXiv:2408.15664.
     """
 
     sums = ("violation", "batches")
