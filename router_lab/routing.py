@@ -92,6 +92,9 @@ class Routing:
         residual_T: weight of the token's own vector in the layer's output; None for none (BASE).
         carry_TD: state for the router of the next routed layer (ZAYA); it finds it in
             `context.previous`.
+        probe_TE: weights whose value is 0 and whose gradient is wanted: the layer also computes the
+            experts that a token did not get, for nothing but that gradient (DenseMixer). No load.
+        kinds: the kind of every expert, as the layer has them (see `MoE`); () for all feed-forward.
     """
 
     token_A: Tensor
@@ -108,6 +111,8 @@ class Routing:
     scale_input: bool = False
     residual_T: Tensor | None = None
     carry_TD: Tensor | None = None
+    probe_TE: Tensor | None = None
+    kinds: tuple[str, ...] = ()
 
     @classmethod
     def from_topk(
@@ -186,6 +191,32 @@ class Routing:
         weight_A = self.weight_A
         return weight_A.new_zeros(self.n_experts).scatter_add(0, self.expert_A, weight_A)
 
+    def fair_shares(self, tau: float = 1.0) -> list[float]:
+        """Each expert's share of the load at balance; they sum to 1.
+
+        Args:
+            tau: load of a feed-forward expert over that of a special one (MoE++, arXiv:2410.07348,
+                eq. 7 and 8).
+        """
+        parts = [tau if kind == "ffn" else 1.0 for kind in self.kinds or ("ffn",) * self.n_experts]
+        return [part / sum(parts) for part in parts]
+
+    def with_probes(self) -> Routing:
+        """What the layer has to compute: the assignments, and with `probe_TE` all other pairs."""
+        if self.probe_TE is None:
+            return self
+        other_TE = torch.ones_like(self.probe_TE, dtype=torch.bool)
+        other_TE[self.token_A, self.expert_A] = False
+        token_A, expert_A = other_TE.nonzero(as_tuple=True)
+        return replace(
+            self,
+            token_A=torch.cat([self.token_A, token_A]),
+            expert_A=torch.cat([self.expert_A, expert_A]),
+            weight_A=torch.cat([self.weight_A, self.probe_TE[token_A, expert_A]]),
+            choice_A=torch.cat([self.choice_A, torch.full_like(token_A, self.n_experts)]),
+            k=None,
+        )
+
     def keep(self, index_A: Tensor, weight_A: Tensor | None = None) -> Routing:
         """Only these assignments survive; the demand stays what it was.
 
@@ -205,9 +236,10 @@ class Routing:
     def detach(self) -> Routing:
         """The same record without its graph, for metrics."""
         changed: dict[str, Any] = {"losses": {n: t.detach() for n, t in self.losses.items()}}
+        changed["probe_TE"] = None  # nothing but its gradient is of interest
         for f in fields(self):
             value = getattr(self, f.name)
-            if isinstance(value, Tensor) and value.requires_grad:
+            if f.name not in changed and isinstance(value, Tensor) and value.requires_grad:
                 changed[f.name] = value.detach()
         if self.context.previous is not None:
             changed["context"] = replace(self.context, previous=None)
@@ -233,29 +265,35 @@ class Router(nn.Module, ABC):
     """Base of every router; a router is a final leaf of it.
 
     The constructor's options are the router's configuration. What the class says of itself:
-        causal: a token's routing depends on no later token of its sequence. Tested. A router whose
-            causality hangs on its options sets it again on the instance.
+        causal: a token's routing depends on no later token of its sequence. Tested.
         fixed_k: every token gets exactly k experts.
         permutable: permuting the tokens permutes the routing with them. Tested.
         learned: the router has parameters that the loss should reach.
         default_losses: balance losses that `loss=default` gives it, as in its paper.
         paper, reference: where it comes from, and what it is checked against.
+    Where `causal` or `learned` hangs on the options, the constructor sets it on the instance.
 
     Args:
         d_model: width D of the vectors that are routed.
         n_experts: experts E to choose from.
         k: experts that a token gets, on average where it varies.
+
+    A constructor that also asks for `kinds: Sequence[str] | None = None` is given the kind of every
+    expert (see `MoE`); None where the router is built by itself.
     """
 
     causal: bool = True
     fixed_k: ClassVar[bool] = True
     permutable: ClassVar[bool] = True
-    learned: ClassVar[bool] = True
+    learned: bool = True
     default_losses: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     paper: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     capacity: Capacity | None
     """A router whose paper limits the load of an expert sets the stage here."""
+    k_ffn: float | None = None
+    """How many of the k are feed-forward experts on average, where a router of special experts aims
+    at something else than k times their share of the experts."""
 
     def __init__(self, d_model: int, n_experts: int, k: float = 1) -> None:
         super().__init__()

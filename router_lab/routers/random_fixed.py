@@ -1,0 +1,36 @@
+"""A random gate that is never trained: what a learned one has to beat."""
+
+from torch import Tensor
+
+from router_lab.registry import register
+from router_lab.routing import Gate, Router, RouterContext, Routing
+
+
+@register("random_fixed")
+class RandomFixed(Router):
+    """w = softmax(z) over the k largest z = x W, with W drawn once and frozen.
+
+    Similar vectors go to the same experts, but nobody learns which: locality without a router.
+
+    Args:
+        k: experts a token.
+    """
+
+    paper = "SMoE-Dropout's random routing, Chen et al. 2023, arXiv:2303.01610"
+    reference = "a loop over tokens"
+    learned = False
+
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.gate = Gate(d_model, n_experts).requires_grad_(False)
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        logits_TE = self.gate(x_TD)
+        top_TK, index_TK = logits_TE.topk(int(self.k), dim=-1)
+        return Routing.from_topk(
+            index_TK,
+            top_TK.softmax(dim=-1),
+            logits_TE=logits_TE,
+            probs_TE=logits_TE.softmax(dim=-1),
+            context=context,
+        )

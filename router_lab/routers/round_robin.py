@@ -1,0 +1,31 @@
+"""Experts in turn, by position: the bound on balance, which learns nothing."""
+
+import torch
+from torch import Tensor
+
+from router_lab.registry import register
+from router_lab.routing import Router, RouterContext, Routing
+from router_lab.selection import equal_shares
+
+
+@register("round_robin")
+class RoundRobin(Router):
+    """The token at position p goes to the experts p·k, …, p·k + k − 1 modulo E, with weights 1/k.
+
+    In every sequence the loads differ by at most one assignment.
+
+    Args:
+        k: experts a token.
+    """
+
+    paper = "none: the best balance there is, and no information in the choice"
+    reference = "a loop over positions"
+    learned = False
+
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        k = int(self.k)
+        turn_TK = context.position_T[:, None] * k + torch.arange(k, device=x_TD.device)
+        return equal_shares(turn_TK % self.n_experts, self.n_experts, context)
