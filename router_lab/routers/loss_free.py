@@ -1,0 +1,109 @@
+"""Balance without a loss: a bias that only the selection sees. DeepSeek-V3's router."""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from router_lab.registry import register
+from router_lab.routing import (
+    Gate,
+    Router,
+    RouterContext,
+    Routing,
+    StepTotals,
+    refuse_constant_weight,
+    refused,
+)
+from router_lab.selection import (
+    GroupScore,
+    Score,
+    check_groups,
+    chosen_weights,
+    distribution,
+    limit_to_groups,
+    scored,
+)
+
+
+@register("loss_free")
+class LossFree(Router):
+    """S = top-k(s + b), s = σ(x W); w = s_S / Σ s_S · scale. After a step b += u · sign(c̄ − c).
+
+    c is the load of the step over all micro-batches and ranks, c̄ its mean over the experts. The
+    bias has no gradient and does not touch the weights. DeepSeek-V3 is `k=8 n_groups=8
+    topk_groups=4 scale=2.5` with the loss `{load_balance: {coef: 1e-4, scope: sequence}}` of its
+    eq. 17–20, save that the f of eq. 18 counts the top-k of s without bias and groups, and ours
+    the experts that were chosen.
+
+    Args:
+        k: experts a token.
+        score: `sigmoid` (both papers' choice), `softmax`, or `sqrtsoftplus` (DeepSeek-V4).
+        norm_topk_prob: divide the k weights by their sum.
+        scale: of the weights (DeepSeek-V3: routed_scaling_factor).
+        update: `sign`, or `error`: b += u · (c̄ − c) / c̄, whatever the batch size.
+        u: speed of the bias.
+        centre: subtract its mean from each change, as torchtitan does.
+        n_groups: groups of experts of which a token may use only some; 1 for no limit.
+        topk_groups: groups that a token may use.
+        group_score: what ranks the groups: the largest s + b (`max`), the sum of its two largest
+            (`top2`, DeepSeek-V3) or of its k // topk_groups largest (`topk`, Megatron-LM).
+    """
+
+    paper = "Wang et al. 2024, arXiv:2408.15664; DeepSeek-V3, arXiv:2412.19437, eq. 12–16"
+    reference = "transformers: DeepSeek-V3 and V4; a loop over experts for the update"
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        k: int = 2,
+        score: Score = "sigmoid",
+        norm_topk_prob: bool = True,
+        scale: float = 1.0,
+        update: Literal["sign", "error"] = "sign",
+        u: float = 1e-3,
+        centre: bool = False,
+        n_groups: int = 1,
+        topk_groups: int = 1,
+        group_score: GroupScore = "top2",
+    ) -> None:
+        super().__init__(d_model, n_experts, k)
+        if norm_topk_prob:
+            refuse_constant_weight(self, "set router.norm_topk_prob=false")
+        if u < 0:
+            raise refused(self, "u", u, "0 or more")
+        check_groups(self, n_groups, topk_groups, group_score)
+        self.score = score
+        self.norm_topk_prob = norm_topk_prob
+        self.scale = scale
+        self.update = update
+        self.u = u
+        self.centre = centre
+        self.groups = (n_groups, topk_groups, group_score)
+        self.gate = Gate(d_model, n_experts)
+        self.bias_E: Tensor
+        self.register_buffer("bias_E", torch.zeros(n_experts))
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        k = int(self.k)
+        logits_TE = self.gate(x_TD)
+        score_TE = scored(logits_TE, self.score)
+        biased_TE = score_TE.detach() + self.bias_E.float()
+        index_TK = limit_to_groups(biased_TE, *self.groups, k).topk(k, dim=-1).indices
+        return Routing.from_topk(
+            index_TK,
+            chosen_weights(score_TE, index_TK, self.norm_topk_prob, self.scale),
+            logits_TE=logits_TE,
+            probs_TE=distribution(score_TE),
+            context=context,
+        )
+
+    @torch.no_grad()
+    def after_step(self, load_E: Tensor, totals: StepTotals) -> None:
+        mean = load_E.float().mean()
+        missing_E = mean - load_E.float()
+        change_E = missing_E.sign() if self.update == "sign" else missing_E / mean.clamp_min(1e-20)
+        if self.centre:
+            change_E = change_E - change_E.mean()
+        self.bias_E += self.u * change_E
