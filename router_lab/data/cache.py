@@ -105,9 +105,8 @@ class CorpusWriter:
         window: int | None = None,
     ) -> None:
         self.folder = folder
-        self.domains = list(domains)
+        self.domains = list(domains)  # a source that learns them on the way sets them at the end
         self.dtype = smallest_dtype(vocab_size)
-        self.domain_dtype = smallest_dtype(len(self.domains))
         self.meta: dict[str, Any] = {"vocab_size": vocab_size, "window": window}
         self.token_bytes = token_bytes
         self._n_tokens = {"train": 0, "val": 0}
@@ -130,11 +129,9 @@ class CorpusWriter:
         self._n_tokens[split] += len(tokens)
         self._n_bytes[split] += len(tokens) if n_bytes is None else n_bytes
         self._write(f"{split}.tokens", tokens)
-        if self.domains:
-            self._write(
-                f"{split}.domain",
-                np.broadcast_to(np.asarray(domain, self.domain_dtype), tokens.shape),
-            )
+        if domain is not None:
+            labels = np.broadcast_to(np.asarray(domain, np.uint16), tokens.shape)
+            self._write(f"{split}.domain", labels)
         if floor is not None:
             self._write(f"{split}.floor", floor.astype(np.float32, copy=False))
 
@@ -170,7 +167,6 @@ class CorpusWriter:
             "domains": self.domains,
             "n_bytes": self._n_bytes,
             "dtype": self.dtype.name,
-            "domain_dtype": self.domain_dtype.name,
             "fingerprint": hashlib.blake2b(identity.encode(), digest_size=16).hexdigest(),
         }
         (self.folder / META).write_text(json.dumps(self.meta, indent=1))
@@ -191,7 +187,7 @@ def read_corpus(folder: Path, name: str) -> Corpus:
         return Split(
             tokens=np.empty(0, meta["dtype"]) if tokens is None else tokens,
             n_bytes=meta["n_bytes"][part],
-            domain=array(f"{part}.domain", meta["domain_dtype"]),
+            domain=array(f"{part}.domain", "uint16"),
             floor=array(f"{part}.floor", "float32"),
         )
 

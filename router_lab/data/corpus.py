@@ -25,7 +25,7 @@ class Split:
     Attributes:
         tokens: [N] uint8, uint16 or uint32.
         n_bytes: how many bytes of text the N tokens stand for.
-        domain: [N] uint8 or uint16, an index into `Corpus.domains`; None where nothing is labelled.
+        domain: [N] uint16, an index into `Corpus.domains`; None where nothing is labelled.
         floor: [N] float32, nats: −log p of the token by the best predictor there is, given the
             tokens before it in its window; None where nobody knows it.
     """

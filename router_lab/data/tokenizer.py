@@ -13,6 +13,7 @@ import numpy as np
 from router_lab.data.cache import CorpusWriter, SplitName
 from router_lab.errors import UserError
 
+Piece = tuple[SplitName, int | None, bytes]  # split, domain, UTF-8 text
 BATCH_BYTES = 4 * 2**20  # text encoded at a time: enough for all cores, little memory
 
 
@@ -23,11 +24,13 @@ class Tokenizer(Protocol):
         key: what the cache tells tokenizers apart by.
         vocab_size: V.
         token_bytes: [V], bytes of text that each token stands for, where that is exact; else None.
+        special: tokens that are marks rather than text, such as <|endoftext|>.
     """
 
     key: str
     vocab_size: int
     token_bytes: np.ndarray | None
+    special: list[int]
 
     def encode(self, pieces: Sequence[bytes]) -> list[np.ndarray]: ...
 
@@ -38,6 +41,7 @@ class ByteTokenizer:
     key: str = "bytes"
     vocab_size: int = 256
     token_bytes: np.ndarray | None = None
+    special: list[int] = []
 
     def encode(self, pieces: Sequence[bytes]) -> list[np.ndarray]:
         return [np.frombuffer(piece, np.uint8) for piece in pieces]
@@ -69,7 +73,9 @@ class BPETokenizer:
             ) from error
         self.key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
         self.vocab_size: int = max(self._tokenizer.get_vocab().values()) + 1
-        self.token_bytes = _byte_lengths(self._tokenizer.get_vocab(), json.loads(text))
+        config = json.loads(text)
+        self.special = [token["id"] for token in config["added_tokens"] if token["special"]]
+        self.token_bytes = _byte_lengths(self._tokenizer.get_vocab(), config)
 
     def encode(self, pieces: Sequence[bytes]) -> list[np.ndarray]:
         texts = [piece.decode(errors="replace") for piece in pieces]
@@ -100,11 +106,11 @@ def _byte_lengths(vocab: dict[str, int], config: dict[str, Any]) -> np.ndarray |
 def write_text(
     out: CorpusWriter,
     tokenizer: Tokenizer,
-    pieces: Iterable[tuple[SplitName, int, bytes]],
+    pieces: Iterable[Piece],
     advance: Callable[[float], None],
 ) -> None:
-    """Tokenises pieces of text (split, domain, UTF-8) and appends them in their order."""
-    batch: list[tuple[SplitName, int, bytes]] = []
+    """Tokenises pieces of text and appends them in their order."""
+    batch: list[Piece] = []
     size = 0
 
     def flush() -> None:

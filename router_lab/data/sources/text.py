@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from router_lab.data.cache import CorpusWriter, Progress, SplitName, cached, read_corpus, stamps
+from router_lab.data.cache import CorpusWriter, Progress, cached, read_corpus, stamps
 from router_lab.data.corpus import Corpus
 from router_lab.data.sources import SOURCES
-from router_lab.data.tokenizer import load_tokenizer, write_text
+from router_lab.data.tokenizer import Piece, load_tokenizer, write_text
 from router_lab.errors import UserError
 
 PIECE = 64 * 1024  # bytes of text tokenised as one; a piece ends where a line ends
@@ -56,11 +56,11 @@ class Text:
         tokenizer = load_tokenizer(self.tokenizer)
         domains = sorted({file.domain for file in files + val_files})
 
-        def pieces() -> Iterator[tuple[SplitName, int, bytes]]:
+        def pieces() -> Iterator[Piece]:
             whole, cut = ([], {}) if val_files else split_files(files, self.val_share)
             val = {file.path for file in [*whole, *val_files]}
             for file in files + val_files:
-                domain = domains.index(file.domain)
+                domain = domains.index(file.domain) if len(domains) > 1 else None
                 with open(file.path, "rb") as stream:
                     if file.path in val:
                         middle = 0
@@ -77,7 +77,7 @@ class Text:
             for file in files + val_files:
                 refuse_binary(file.path)
             size = sum(file.size for file in files + val_files)
-            labels = domains if len(domains) > 1 else []
+            labels = domains if len(domains) > 1 else ()
             with (
                 CorpusWriter(
                     folder, tokenizer.vocab_size, labels, token_bytes=tokenizer.token_bytes
