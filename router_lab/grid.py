@@ -17,19 +17,14 @@ Leaving the block marks the run finished, failed (with the reason) or interrupte
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
-import json
 import os
 import re
 import signal
 import socket
 import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -37,57 +32,23 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from router_lab.errors import UserError
+from router_lab.fingerprint import fingerprint, without_hydra
+from router_lab.status import (
+    SCHEMA,
+    describe,
+    is_finished,
+    lock,
+    now,
+    read_json,
+    write_json,
+    write_status,
+)
 
-SCHEMA = 1
 SINGLE = "single"
-
-# What a run's result does not depend on. Everything else in the configuration counts.
-IGNORED = (
-    "hydra", "grid", "out", "arm", "seed", "retry", "plugins",
-    "trainer.threads", "trainer.workers", "trainer.log_every",
-)  # fmt: skip
 
 
 class Interrupted(BaseException):
     """The run was asked to stop. Not an Exception: nothing on the way may take it for a failure."""
-
-
-class Busy(UserError):
-    """Another process is training this run."""
-
-
-def fingerprint(cfg: DictConfig) -> str:
-    """16 hex digits of everything that decides the result, the content of loose files included.
-
-    Raises:
-        UserError: a file named in `plugins` is not there.
-    """
-    tree = OmegaConf.to_container(_without_hydra(cfg), resolve=True)
-    assert isinstance(tree, dict)
-    plugins = tree.get("plugins") or []
-    for path in IGNORED:
-        *parents, last = path.split(".")
-        node: Any = tree
-        for key in parents:
-            node = node.get(key) or {}
-        node.pop(last, None)
-    tree["plugin_contents"] = sorted(_digest(_plugin_bytes(path)) for path in plugins)
-    return _digest(json.dumps(tree, sort_keys=True, default=str).encode())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-def _plugin_bytes(path: str) -> bytes:
-    try:
-        return Path(path).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"plugins: {path} can't be read ({error.strerror}).") from error
-
-
-def _without_hydra(cfg: DictConfig) -> DictConfig:
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
 
 
 def arm_name(cfg: DictConfig) -> str:
@@ -175,93 +136,14 @@ def run_dir(cfg: DictConfig, overrides: tuple[str, ...] = ()) -> RunDir:
     """The run that this configuration describes.
 
     Raises:
-        UserError: the arm's name or a plugin's path is not usable.
+        UserError: the arm's name, the seed or a plugin's path is not usable.
     """
-    arm, seed, print_ = arm_name(cfg), int(cfg.seed), fingerprint(cfg)
+    if not isinstance(cfg.seed, int):
+        raise UserError(f"seed={cfg.seed}: a seed is a whole number.")
+    arm, digits = arm_name(cfg), fingerprint(cfg)
     grid = OmegaConf.select(cfg, "grid.name") or SINGLE
-    folder = Path(cfg.out) / grid / f"{arm}-s{seed}-{print_[:8]}"
-    return RunDir(folder, grid, arm, seed, print_, overrides)
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run has its result. result.json is written last, and by a rename."""
-    return (folder / "result.json").exists()
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; empty if there is none (yet)."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write all or nothing: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(json.dumps(content, indent=1))
-    draft.replace(path)
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def write_status(folder: Path, **fields: Any) -> None:
-    """Change these fields of status.json, and the time in `updated`."""
-    path = folder / "status.json"
-    write_json(path, {**read_json(path), **fields, "updated": now()})
-
-
-def read_status(folder: Path) -> dict[str, Any]:
-    """status.json as it is now; a run that says it is running, but holds no lock, was interrupted.
-
-    Empty if the run has not begun.
-    """
-    status = read_json(folder / "status.json")
-    if is_finished(folder):
-        status["state"] = "finished"
-    elif status.get("state") == "running" and not is_locked(folder):
-        status |= {"state": "interrupted", "reason": "its process ended without a word"}
-    return status
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a process is training this run at the moment."""
-    try:
-        with (folder / ".lock").open() as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold the run. The kernel lets go of it however the process ends.
-
-    Raises:
-        Busy: another process holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        for attempt in range(10):  # `is_locked` of another launch may hold it for a moment
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.02 * attempt)
-        else:
-            file.seek(0)
-            raise Busy(f"{folder} is being trained by another process ({file.read().strip()}).")
-        file.truncate(0)
-        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
+    folder = Path(cfg.out) / grid / f"{arm}-s{cfg.seed}-{digits[:8]}"
+    return RunDir(folder, grid, arm, cfg.seed, digits, overrides)
 
 
 @contextlib.contextmanager
@@ -279,7 +161,7 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
         if run.finished:
             yield run
             return
-        OmegaConf.save(_without_hydra(cfg), run.folder / "config.yaml", resolve=True)
+        OmegaConf.save(without_hydra(cfg), run.folder / "config.yaml", resolve=True)
         (run.folder / "overrides.yaml").write_text(OmegaConf.to_yaml(list(run.overrides)))
         first = read_json(run.folder / "status.json")
         write_json(
@@ -310,16 +192,6 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
             run.status(state="finished", reason=None, seconds_left=0.0)
         else:
             run.status(state="failed", reason="it ended without a result")
-
-
-def describe(error: BaseException) -> str:
-    """A failure in one line."""
-    text = (str(error).strip() or "no message").splitlines()[0]
-    if isinstance(error, UserError):
-        return text
-    if isinstance(error, SystemExit):
-        return f"it called exit({text if str(error) else 0})"
-    return f"{type(error).__name__}: {text}"
 
 
 def _overrides() -> tuple[str, ...]:

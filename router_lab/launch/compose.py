@@ -1,4 +1,4 @@
-"""The configuration of every run of a grid, composed once an arm."""
+"""The configuration of every run of a grid, without composing each from its files."""
 
 from __future__ import annotations
 
@@ -6,36 +6,45 @@ import copy
 from collections.abc import Sequence
 
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig, open_dict
-
-from router_lab.errors import UserError
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 
 class Composer:
-    """Hydra takes about 0.1 s to compose; runs that differ by their seed alone share one."""
+    """Composes each choice of groups once, 65 ms, and sets plain values on copies of it, 5 ms.
+
+    Hydra itself sets them last, so the configuration comes out the same.
+    """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
         self.loader = loader
         self.master = master
+        self.parser = OverridesParser.create()
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
         """The whole configuration, hydra's node included, as if given on the command line.
 
         Raises:
-            UserError: the seed is not a whole number.
-            hydra.errors.ConfigCompositionException: an override that the configuration refuses.
+            hydra.errors.HydraException: an override that the configuration refuses.
         """
-        arm = tuple(override for override in overrides if not override.startswith("seed="))
-        if arm not in self._composed:
-            self._composed[arm] = self.loader.load_sweep_config(self.master, list(arm))
-        cfg = copy.deepcopy(self._composed[arm])
-        seeds = [override[5:] for override in overrides if override.startswith("seed=")]
-        with open_dict(cfg):
-            cfg.hydra.overrides.task = list(overrides)
-            if seeds:
-                try:
-                    cfg.seed = int(seeds[-1])
-                except ValueError as error:
-                    raise UserError(f"seed={seeds[-1]}: a seed is a whole number.") from error
+        parsed = self.parser.parse_overrides(list(overrides))
+        values = [one for one in parsed if self._is_value(one)]
+        choices = tuple(str(one.input_line) for one in parsed if one not in values)
+        if choices not in self._composed:
+            self._composed[choices] = self.loader.load_sweep_config(self.master, list(choices))
+        cfg = copy.deepcopy(self._composed[choices])
+        try:
+            for one in values:
+                OmegaConf.update(cfg, one.key_or_group, one.value(), merge=True)
+        except OmegaConfBaseException:
+            return self.loader.load_sweep_config(self.master, list(overrides))  # its own words
+        cfg.hydra.overrides.task = list(overrides)
         return cfg
+
+    def _is_value(self, one: Override) -> bool:
+        key = one.key_or_group
+        group = "/" in key or key in self.master.hydra.runtime.choices
+        return one.type == OverrideType.CHANGE and one.package is None and not group

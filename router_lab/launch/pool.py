@@ -13,10 +13,10 @@ from multiprocessing import connection
 from types import FrameType
 from typing import Any
 
-from router_lab.grid import read_json, write_status
 from router_lab.launch import child
 from router_lab.launch.child import Job, Message
 from router_lab.launch.table import View
+from router_lab.status import read_json, write_status
 
 
 @dataclass

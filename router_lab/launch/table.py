@@ -12,7 +12,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from router_lab.grid import RunDir, read_json
+from router_lab.grid import RunDir
+from router_lab.status import read_json
 
 STYLE = {"running": "cyan", "finished": "green", "failed": "red", "interrupted": "yellow"}
 
@@ -61,7 +62,7 @@ class View:
         row = _row(run, state, reason, took)
         self.ended_rows.append(row)
         if not self.live:
-            self._print(f"{state:<12} " + "  ".join(part for part in row[:1] + row[2:] if part))
+            self._print(_line(row))
 
     def update(self, running: Sequence[RunDir], waiting: int, stopping: bool = False) -> None:
         """Call about twice a second."""
@@ -70,7 +71,7 @@ class View:
         elif running and time.monotonic() - self.reported > self.report_every:
             self.reported = time.monotonic()
             for run in running:
-                self._print("running      " + "  ".join(part for part in _row(run) if part))
+                self._print(_line(_row(run)))
 
     def render(self, running: Sequence[RunDir], waiting: int, stopping: bool) -> RenderableType:
         table = Table(
@@ -127,6 +128,12 @@ def _row(
         time_ = f"{clock(left)} left" if left is not None else "starting"
     step = f"{status['step']}/{status.get('steps')}" if status.get("step") else ""
     return (run.name, state, step, _number(quality), _number(max_vio), time_)
+
+
+def _line(row: tuple[str, ...]) -> str:
+    name, state, step, quality, max_vio, rest = row
+    parts = [f"{state:<12} {name}", step and f"step {step}", quality and f"{quality} bits/byte"]
+    return "  ".join(part for part in [*parts, max_vio and f"MaxVio {max_vio}", rest] if part)
 
 
 def _number(value: Any) -> str:

@@ -9,5 +9,5 @@ from tests.standin.app import main
 SHIPPED = Path(router_lab.__file__).parents[1] / "conf"
 
 if __name__ == "__main__":
-    sys.argv.insert(1, f"hydra.searchpath=[file://{SHIPPED}]")  # for the launcher and the sweeper
+    sys.argv.append(f"hydra.searchpath=[file://{SHIPPED}]")  # for the launcher and the sweeper
     main()

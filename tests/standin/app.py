@@ -12,7 +12,8 @@ import hydra
 from omegaconf import DictConfig
 
 from router_lab.errors import UserError
-from router_lab.grid import prepare_run, write_json
+from router_lab.grid import prepare_run
+from router_lab.status import write_json
 
 CONF = str(Path(__file__).parent / "conf")
 

@@ -1,0 +1,113 @@
+"""The files of a run's folder that say how it does, and the lock that says who trains it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from router_lab.errors import UserError
+
+SCHEMA = 1  # of status.json and result.json
+
+
+class Busy(UserError):
+    """Another process is training this run."""
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run has its result. result.json is written last, and by a rename."""
+    return (folder / "result.json").exists()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; empty if there is none (yet)."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write all or nothing: a reader never sees half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(json.dumps(content, indent=1))
+    draft.replace(path)
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_status(folder: Path, **fields: Any) -> None:
+    """Change these fields of status.json, and the time in `updated`."""
+    path = folder / "status.json"
+    write_json(path, {**read_json(path), **fields, "updated": now()})
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """status.json as it is now; a run that says it is running, but holds no lock, was interrupted.
+
+    Empty if the run has not begun.
+    """
+    status = read_json(folder / "status.json")
+    if is_finished(folder):
+        status["state"] = "finished"
+    elif status.get("state") == "running" and not is_locked(folder):
+        status |= {"state": "interrupted", "reason": "its process ended without a word"}
+    return status
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process is training this run at the moment."""
+    try:
+        with (folder / ".lock").open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the run. The kernel lets go of it however the process ends.
+
+    Raises:
+        Busy: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a+") as file:
+        for attempt in range(10):  # `is_locked` of another launch may hold it for a moment
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.02 * attempt)
+        else:
+            file.seek(0)
+            raise Busy(f"{folder} is being trained by another process ({file.read().strip()}).")
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def describe(error: BaseException) -> str:
+    """A failure in one line."""
+    text = (str(error).strip() or "no message").splitlines()[0]
+    if isinstance(error, UserError):
+        return text
+    if isinstance(error, SystemExit):
+        return f"it called exit({text if str(error) else 0})"
+    return f"{type(error).__name__}: {text}"
