@@ -73,7 +73,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         probe(**call)
     elif command == "board":
-        from router_lab.board import serve
+        from router_lab.board.serve import serve
 
         serve(arguments.dir, arguments.port)
     elif command == "new":

@@ -42,6 +42,11 @@ class Parts:
         n = trainer["batch_size"] * trainer["accumulate"] * int(self.config["model"]["seq_len"])
         return int(n * devices(trainer))
 
+    @property
+    def d_hidden(self) -> int:
+        """Width of the slot's FFN, of one expert where it has any."""
+        return next(iter(self.model.ffns().values())).d_hidden
+
     def progress(self, step: int, seconds: float) -> float:
         """Share of the run that is done."""
         if self.steps is None:
@@ -124,11 +129,12 @@ def _fit(parts: Parts, run: RunDir) -> None:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.loggers import TensorBoardLogger
 
-    from router_lab.callbacks.board import Board
+    from router_lab.board.overview import hparams, write_overview
     from router_lab.callbacks.clock import Clock
     from router_lab.callbacks.evaluation import Evaluation
     from router_lab.callbacks.progress import TerminalProgress
     from router_lab.callbacks.status import Status
+    from router_lab.callbacks.tensorboard import Board
     from router_lab.data.module import WindowsDataModule
     from router_lab.result import result_of
     from router_lab.task import LMTask
@@ -137,6 +143,7 @@ def _fit(parts: Parts, run: RunDir) -> None:
     config, options = parts.config, parts.config["trainer"]
     seed_everything(config["seed"], verbose=False)
     print(describe(parts, run), flush=True)
+    write_overview(run.folder.parent, parts.corpus.val.floor is not None)
     table = parts.corpus.token_bytes
     token_bytes = None if table is None else torch.as_tensor(table)
     clock = Clock(parts.budget.amount if parts.steps is None else None)
@@ -171,7 +178,13 @@ def _fit(parts: Parts, run: RunDir) -> None:
         callbacks=[
             clock,
             evaluation,
-            Board(evaluation, options["log_every"]),
+            Board(
+                evaluation,
+                options["log_every"],
+                hparams(config, run.arm, parts.d_hidden, parts.cost.active),
+                config,
+                run.overrides,
+            ),
             TerminalProgress(evaluation, parts.steps),
             Status(run, evaluation, parts.steps),
             ModelCheckpoint(

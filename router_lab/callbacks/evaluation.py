@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +29,7 @@ class Evaluation(Callback):
         layers: figures of each routed layer, of the last validation.
         mean: their means over the layers.
         curve: a point for each validation.
+        loads: at each validation, the load of every layer's experts.
     """
 
     def __init__(
@@ -48,6 +48,7 @@ class Evaluation(Callback):
         self.layers: dict[str, dict[str, Any]] = {}
         self.mean: dict[str, float] = {}
         self.curve: list[dict[str, Any]] = []
+        self.loads: list[dict[str, Any]] = []
 
     def tokens(self, trainer: Trainer) -> int:
         """Tokens seen so far: the x-axis of every curve."""
@@ -81,12 +82,16 @@ class Evaluation(Callback):
             **{name: value for name, value in self.quality.items() if value is not None},
             **{name: self.mean[name] for name in ("max_vio", "dropped") if name in self.mean},
         }
+        loads = {name: layer["load"] for name, layer in self.layers.items()}
+        seen = {"step": point["step"], "tokens": point["tokens"], "loads": loads}
         # A resumed run may validate a step again.
         self.curve = [p for p in self.curve if p["step"] != point["step"]] + [point]
+        self.loads = [p for p in self.loads if p["step"] != point["step"]] + [seen]
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "curve": self.curve,
+            "loads": self.loads,
             "quality": self.quality,
             "layers": self.layers,
             "mean": self.mean,
@@ -104,7 +109,3 @@ def sorted_layers(layers: Mapping[str, Any]) -> list[tuple[str, Any]]:
         return [int("".join(filter(str.isdigit, part)) or 0) for part in name.split(".")]
 
     return sorted(layers.items(), key=lambda item: key(item[0]))
-
-
-def bits(nats: float) -> float:
-    return nats / math.log(2)

@@ -1,0 +1,1 @@
+"""What TensorBoard shows beyond scalars: pictures, layouts, the table of runs."""

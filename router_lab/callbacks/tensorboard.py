@@ -1,0 +1,135 @@
+"""Scalars and pictures for TensorBoard, against tokens seen.
+
+Tags: loss/ (training), quality/ (validation), routing/ (means over the layers), layers/ (spread over
+the layers), cost/, and pictures. Their number does not grow with layers or experts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from router_lab.board.overview import config_text, session_end, session_start
+from router_lab.board.pictures import Heatmap, draw
+from router_lab.callbacks.evaluation import Evaluation
+from router_lab.task import StepRecord
+
+SPREAD = {"min": 0.0, "median": 0.5, "max": 1.0}
+MOST_PANELS = 8
+"""Layers in one picture; of a deeper model, evenly spread ones."""
+
+
+class Board(Callback):
+    """Writes training scalars every `log_every` steps and everything else at each validation.
+
+    Args:
+        row: the run's row in the table of runs (see board.overview.hparams).
+        config, overrides: for the text panel.
+    """
+
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        log_every: int,
+        row: Mapping[str, str | float],
+        config: Mapping[str, Any],
+        overrides: tuple[str, ...],
+    ) -> None:
+        self.evaluation = evaluation
+        self.log_every = log_every
+        self.row = row
+        self.text = config_text(config, overrides)
+        self._logged = -1
+
+    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
+        writer = _writer(trainer)
+        if writer is not None and trainer.global_step == 0:
+            writer.file_writer.add_summary(session_start(self.row))
+            writer.add_text("configuration", self.text, 0)
+
+    def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
+        writer = _writer(trainer)
+        if writer is not None:
+            writer.file_writer.add_summary(session_end())
+
+    def on_train_batch_end(
+        self, trainer: Trainer, task: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        step = trainer.global_step
+        if step % self.log_every or step == self._logged:
+            return
+        self._logged = step
+        record: StepRecord = outputs["record"]
+        scalars = {"loss/train": record.loss_nats.item()}
+        scalars |= {f"loss/{name}": term.item() for name, term in record.terms.items()}
+        scalars["loss/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
+        if record.routings:
+            loads = [routing.demand_E for routing in record.routings.values()]
+            vio = torch.stack([load.max() / load.float().mean().clamp_min(1e-9) - 1 for load in loads])
+            scalars["routing/train_max_vio"] = vio.mean().item()
+        tokens, seconds = self.evaluation.tokens(trainer), self.evaluation.clock.seconds
+        scalars["cost/tokens_per_second"] = tokens / max(seconds, 1e-9)
+        self._log(trainer, scalars)
+
+    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+        evaluation = self.evaluation
+        tokens = evaluation.tokens(trainer)
+        scalars = {f"quality/{k}": v for k, v in evaluation.quality.items() if v is not None}
+        scalars |= {f"routing/{name}": value for name, value in evaluation.mean.items()}
+        for name in evaluation.mean:
+            values = [layer[name] for layer in evaluation.layers.values() if name in layer]
+            for word, share in SPREAD.items():
+                scalars[f"layers/{name}/{word}"] = float(np.quantile(values, share))
+        scalars["cost/seconds"] = evaluation.clock.seconds
+        scalars["cost/flops"] = tokens * evaluation.flops_per_token
+        self._log(trainer, scalars)
+        writer = _writer(trainer)
+        if writer is not None and evaluation.layers:
+            for tag, picture in pictures(evaluation).items():
+                writer.add_image(f"pictures/{tag}", picture, tokens, dataformats="HWC")
+
+    def _log(self, trainer: Trainer, scalars: Mapping[str, float]) -> None:
+        if trainer.logger is not None:
+            trainer.logger.log_metrics(dict(scalars), step=self.evaluation.tokens(trainer))
+
+
+def _writer(trainer: Trainer) -> Any:
+    logger = trainer.logger
+    return logger.experiment if isinstance(logger, TensorBoardLogger) else None
+
+
+def pictures(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """Load by layer now, and over training for each layer."""
+    from router_lab.callbacks.progress import short
+
+    layers = evaluation.layers
+    n_experts = max(len(layer["load"]) for layer in layers.values())
+    now = np.full((len(layers), n_experts), np.nan)
+    for row, layer in zip(now, layers.values(), strict=True):
+        row[: len(layer["load"])] = np.array(layer["load"]) * len(layer["load"])
+    experts = [str(e) for e in range(n_experts)]
+    found = {
+        "load": draw([Heatmap(now, list(layers), experts, "load of each expert, by layer")]),
+    }
+    shown = list(layers)[:: -(-len(layers) // MOST_PANELS)]
+    history = [(short(point["tokens"]), point["loads"]) for point in evaluation.loads]
+    panels = []
+    for name in shown:
+        known = [(tokens, loads[name]) for tokens, loads in history if name in loads]
+        values = np.array([load for _, load in known]).T
+        title = f"{name}: load of each expert (row) over training (tokens)"
+        panels.append(
+            Heatmap(
+                values * len(values),
+                [str(e) for e in range(len(values))],
+                [tokens for tokens, _ in known],
+                title,
+            )
+        )
+    found["load_over_time"] = draw(panels)
+    return found
