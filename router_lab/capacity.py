@@ -24,8 +24,7 @@ class Capacity(nn.Module):
     """A limit on the load of every expert, behind any router.
 
     An expert takes at most C = ceil(factor · A / E) assignments, where A is what the router asked
-    for in the scope: k · T with a fixed k (GShard, arXiv:2006.16668, Algorithm 1). The rest is
-    dropped: it contributes nothing, and the demand in the record still counts it.
+    for in the scope, or k · T (GShard, arXiv:2006.16668, Algorithm 1). The rest is dropped: it contributes nothing, and the demand in the record still counts it.
 
     Args:
         factor: capacity over the load at perfect balance.
@@ -35,6 +34,9 @@ class Capacity(nn.Module):
             (V-MoE's batch-prioritised routing, arXiv:2106.05974, section 4).
         scope: the tokens that share the room: the whole micro-batch, or each sequence for itself.
         renormalize: scale the weights of a token's survivors to their sum before the drop.
+        k: experts a token that the room is meant for; null for as many as the router asked for.
+        tau: room of a feed-forward expert over that of a special one, in a layer that has such; the
+            room of all together stays the same (MoE++, arXiv:2410.07348, eq. 8).
 
     Only `position` with exactly one expert a token is causal: in all other cases a later token of
     the sequence can take the room of an earlier one, or change how much room there is.
@@ -46,10 +48,13 @@ class Capacity(nn.Module):
         order: Order = "position",
         scope: Scope = "batch",
         renormalize: bool = False,
+        k: float | None = None,
+        tau: float = 1.0,
     ) -> None:
         super().__init__()
-        if factor <= 0:
-            raise refused(self, "factor", factor, "greater than 0")
+        for option, value in (("factor", factor), ("tau", tau)):
+            if value <= 0:
+                raise refused(self, option, value, "greater than 0")
         if order not in get_args(Order):
             raise refused(self, "order", order, "one of " + ", ".join(get_args(Order)))
         if scope not in get_args(Scope):
@@ -58,6 +63,8 @@ class Capacity(nn.Module):
         self.order = order
         self.scope = scope
         self.renormalize = renormalize
+        self.k = k
+        self.tau = tau
 
     def causal(self, router: Router) -> bool:
         """Whether a later token of the sequence can never take an earlier one's room."""
@@ -65,16 +72,22 @@ class Capacity(nn.Module):
 
     def forward(self, routing: Routing, context: RouterContext) -> Routing:
         E, A = routing.n_experts, len(routing.token_A)
+        fair = [self.factor * share for share in routing.fair_shares(self.tau)]
+        # A little less before rounding up, for products like 1.1 · 10 that should be whole.
         if self.scope == "sequence":
             pool_A = context.sequence_T[routing.token_A]
-            room_P = self._room(count(pool_A, context.n_sequences).double(), E).ceil().long()
-            room_E = room_P.repeat_interleave(E)
+            asked_P = count(pool_A, context.n_sequences).double()
+            if self.k is not None:
+                asked_P = self.k * count(context.sequence_T, context.n_sequences).double()
+            fair_E = torch.tensor(fair, dtype=torch.double, device=asked_P.device)
+            room_E = (torch.outer(asked_P, fair_E) - 1e-9).ceil().long().flatten()
             bin_A = pool_A * E + routing.expert_A
         else:
-            room = math.ceil(self._room(A, E))
-            if routing.k is not None and room >= routing.n_tokens:
+            asked = A if self.k is None else self.k * routing.n_tokens
+            rooms = [math.ceil(asked * share - 1e-9) for share in fair]
+            if routing.k is not None and min(rooms) >= routing.n_tokens:
                 return routing  # a token asks for an expert at most once
-            room_E = torch.full((E,), room, device=routing.token_A.device)
+            room_E = torch.tensor(rooms, device=routing.token_A.device)
             bin_A = routing.expert_A
         order_A = self._queue(routing, bin_A)
         bin_A = bin_A[order_A]
@@ -87,10 +100,6 @@ class Capacity(nn.Module):
             return routing
         kept = routing.keep(index_A)
         return replace(kept, weight_A=rescaled(routing, kept)) if self.renormalize else kept
-
-    def _room(self, asked: Any, n_experts: int) -> Any:
-        """Before rounding up; a little less, for products like 1.1 · 10 that should be whole."""
-        return self.factor * asked / n_experts - 1e-9
 
     def _queue(self, routing: Routing, bin_A: Tensor) -> Tensor:
         """Assignments sorted by bin, in each in the order in which they are served.

@@ -60,6 +60,9 @@ class LoadBalance(BalanceLoss):
             of the optimiser step so far and all ranks, P over the micro-batch.
         reference: `paper` as above; `hf` times the mean number of experts a token (transformers'
             scale, k at balance); `llm_baselines` divided by E.
+        tau: load of a feed-forward expert over that of a special one at balance, in a layer that
+            has such: Σ f_i P_i / b_i with the shares b of the balance asked for, which again is 1
+            there (MoE++, arXiv:2410.07348, eq. 7, scaled).
     """
 
     def __init__(
@@ -67,24 +70,31 @@ class LoadBalance(BalanceLoss):
         coef: float = 0.01,
         scope: Literal["micro_batch", "sequence", "global"] = "micro_batch",
         reference: Literal["paper", "hf", "llm_baselines"] = "paper",
+        tau: float = 1.0,
     ) -> None:
         super().__init__(coef)
+        if tau <= 0:
+            raise refused(self, "tau", tau, "greater than 0")
+        self.tau = tau
         self.scope = scope
         self.reference = reference
         self.global_load = scope == "global"
 
     def __call__(self, routing: Routing, load_E: Tensor) -> Tensor:
         E = routing.n_experts
+        inverse_E: int | Tensor = E
+        if self.tau != 1 and routing.kinds:
+            inverse_E = 1 / routing.probs_TE.new_tensor(routing.fair_shares(self.tau))
         if self.scope == "sequence":
-            loss = self._per_sequence(routing).mean()
+            loss = self._per_sequence(routing, inverse_E).mean()
         else:
-            loss = E * (shares(load_E) * routing.probs_TE.mean(dim=0)).sum()
+            loss = (inverse_E * shares(load_E) * routing.probs_TE.mean(dim=0)).sum()
         if self.reference == "hf":
             return loss * routing.demand_E.sum() / routing.n_tokens
         return loss / E if self.reference == "llm_baselines" else loss
 
     @staticmethod
-    def _per_sequence(routing: Routing) -> Tensor:
+    def _per_sequence(routing: Routing, inverse_E: int | Tensor) -> Tensor:
         """[sequences with a token]; from the assignments carried out, as demand has no sequence."""
         context, E = routing.context, routing.n_experts
         B = context.n_sequences
@@ -99,7 +109,7 @@ class LoadBalance(BalanceLoss):
             0, context.sequence_T, torch.ones_like(context.sequence_T, dtype=torch.float32)
         )
         mean_BE = probs_BE / tokens_B.clamp_min(1)[:, None]
-        return (E * (shares(load_BE.view(B, E)) * mean_BE).sum(dim=1))[tokens_B > 0]
+        return (inverse_E * shares(load_BE.view(B, E)) * mean_BE).sum(dim=1)[tokens_B > 0]
 
 
 @LOSSES.register("z")

@@ -187,7 +187,8 @@ class Registry(Generic[C]):
             default = "???" if option.required else option.default
             if isinstance(default, list | dict | tuple):
                 default = list(default) if isinstance(default, tuple) else default
-                fields.append((option.name, Any, field(default_factory=partial(copy.copy, default))))
+                fresh = partial(copy.copy, default)
+                fields.append((option.name, Any, field(default_factory=fresh)))
             else:
                 fields.append((option.name, _hydra_type(option), field(default=default)))
         return make_dataclass(f"{name}_config", fields)
@@ -226,8 +227,8 @@ def _source(cls: type) -> str:
     return f"{inspect.getsourcefile(cls)}:{cls.__qualname__}"
 
 
-def load_plugin(path: str | Path) -> None:
-    """Imports a loose file that registers routers.
+def load_plugin(path: str | Path) -> types.ModuleType:
+    """Imports a loose file that registers routers, once.
 
     Raises UserError when the file is missing or fails to import.
     """
@@ -237,7 +238,7 @@ def load_plugin(path: str | Path) -> None:
     name = f"router_lab_plugin_{path.stem}"
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__file__ == str(path):
-        return
+        return loaded
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -252,9 +253,12 @@ def load_plugin(path: str | Path) -> None:
             f"The plugin {path} could not be imported ({type(error).__name__}: {error}); "
             f"`python {path}` shows where."
         ) from error
+    return module
 
 
-ROUTERS: Registry[Any] = Registry("router", "router_lab.routers", given=("d_model", "n_experts"))
+ROUTERS: Registry[Any] = Registry(
+    "router", "router_lab.routers", given=("d_model", "n_experts", "kinds")
+)
 FFNS: Registry[Any] = Registry("ffn", "router_lab.ffns", given=("d_model", "d_hidden"))
 LOSSES: Registry[Any] = Registry("loss", "router_lab.losses")
 register = ROUTERS.register

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -58,7 +59,10 @@ class MoE(FFN):
                 raise refused(self, option, value, f"at least {least}")
         self.kinds = expert_kinds(n_experts, special or {})
         self.router: Router = ROUTERS.build(
-            router or {"name": "softmax_topk"}, d_model=d_model, n_experts=len(self.kinds)
+            router or {"name": "softmax_topk"},
+            d_model=d_model,
+            n_experts=len(self.kinds),
+            kinds=self.kinds,
         )
         self.capacity = build_capacity(capacity) if capacity else self.router.capacity
         self.experts = build_experts(expert or {"name": "mlp"}, n_experts, d_model, d_hidden)
@@ -75,11 +79,14 @@ class MoE(FFN):
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> tuple[Tensor, dict[str, Routing]]:
         routing = self.router(x_TD, context)
+        if self.special:
+            routing = replace(routing, kinds=self.kinds)
         if self.capacity is not None:
             routing = self.capacity(routing, context)
-        plan = sort_by_expert(routing)
+        computed = routing.with_probes()
+        plan = sort_by_expert(computed)
         rows_RD = dispatch(x_TD, plan)
-        weight_R = routing.weight_A[plan.order_R]
+        weight_R = computed.weight_A[plan.order_R]
         if routing.scale_input:
             rows_RD = rows_RD * weight_R[:, None].to(rows_RD.dtype)
             weight_R = torch.ones_like(weight_R)
@@ -127,13 +134,15 @@ class MoE(FFN):
         def total(module: nn.Module | None) -> int:
             return sum(p.numel() for p in module.parameters() if counts(p)) if module else 0
 
-        share = self.router.k / len(self.kinds)
-        special = sum(total(expert) for expert in self.special)
+        k, k_ffn = self.router.k, self.router.k_ffn
+        if k_ffn is None:
+            k_ffn = k * self.experts.n_experts / len(self.kinds)
+        special = sum(total(expert) for expert in self.special) / max(len(self.special), 1)
         always = total(self.router) + total(self.shared) + total(self.shared_gate)
-        return share * (self.experts.n_experts * per_expert + special) + always
+        return k_ffn * per_expert + (k - k_ffn) * special + always
 
 
-def expert_kinds(n_experts: int, special: Mapping[str, int]) -> list[str]:
+def expert_kinds(n_experts: int, special: Mapping[str, int]) -> tuple[str, ...]:
     """The kind of every expert, in the router's numbering: ffn …, then the special ones."""
     for kind, n in special.items():
         if kind not in SPECIAL_KINDS:
@@ -141,7 +150,7 @@ def expert_kinds(n_experts: int, special: Mapping[str, int]) -> list[str]:
             raise UserError(f"ffn.special has the unknown kind {kind!r}; the kinds are {known}.")
         if n < 0:
             raise UserError(f"ffn.special.{kind}={n} is not possible; it must be 0 or more.")
-    return ["ffn"] * n_experts + [kind for kind, n in special.items() for _ in range(n)]
+    return ("ffn",) * n_experts + tuple(kind for kind, n in special.items() for _ in range(n))
 
 
 def build_experts(
