@@ -76,6 +76,13 @@ def test_what_a_killed_job_left_is_cleared(cache: Path) -> None:
     assert bytes(read_corpus(cached("x", 1, write), "x").val.tokens) == b"world"
 
 
+def test_a_damaged_folder_is_named() -> None:
+    folder = cached("x", 1, write)
+    (folder / "corpus.json").write_text("{")
+    with pytest.raises(UserError, match=f"{folder} are damaged"):
+        read_corpus(folder, "x")
+
+
 def test_another_key_is_another_folder() -> None:
     assert cached("x", {"seed": 1}, write) != cached("x", {"seed": 2}, write)
 

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from router_lab.data.corpus import Corpus, Split
 from router_lab.errors import UserError
 
-LAYOUT = 1  # of the files below: count up when it changes, so that nobody reads an old folder
+LAYOUT = 2  # of the files below: count up when it changes, so that nobody reads an old folder
 META = "corpus.json"
 SplitName = Literal["train", "val"]
 
@@ -173,7 +173,20 @@ class CorpusWriter:
 
 
 def read_corpus(folder: Path, name: str) -> Corpus:
-    """The corpus that a CorpusWriter left in the folder, memory-mapped."""
+    """The corpus that a CorpusWriter left in the folder, memory-mapped.
+
+    Raises UserError where someone has meddled with the folder.
+    """
+    try:
+        return _read_corpus(folder, name)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(
+            f"The cached data in {folder} are damaged ({error}); delete that folder to have them "
+            "made again."
+        ) from error
+
+
+def _read_corpus(folder: Path, name: str) -> Corpus:
     meta = json.loads((folder / META).read_text())
 
     def array(part: str, dtype: str) -> np.ndarray | None:
