@@ -13,7 +13,6 @@ from router_lab.routing import Router, Routing, StepTotals
 from router_lab.testing.record import MODES
 from router_lab.testing.subject import (
     VOCABULARY,
-    ContractError,
     NotApplicable,
     Subject,
     differing,
@@ -25,6 +24,8 @@ from router_lab.testing.subject import (
 )
 
 TRIES = 4
+ROUNDING = 1e-6
+"""A gradient this small beside the model's largest is what rounding leaves of none."""
 
 
 def check_gradient(subject: Subject) -> None:
@@ -72,11 +73,12 @@ def _reached(subject: Subject, seed: int, own_losses: bool) -> set[str]:
         for routing in output.routings.values():
             loss = loss + sum(routing.losses.values())
     loss.backward()
+    largest = max(float(p.grad.abs().max()) for p in model.parameters() if p.grad is not None)
     return {
         name
         for router in model.routers().values()
         for name, parameter in router.named_parameters()
-        if parameter.grad is not None and bool(parameter.grad.any())
+        if parameter.grad is not None and float(parameter.grad.abs().max()) > ROUNDING * largest
     }
 
 
@@ -124,17 +126,8 @@ def check_compile(subject: Subject) -> None:
         x_TD, context = subject.batch(seed=seed)
         x_TD.requires_grad_()
         plain = route(router, x_TD, context, train=False)
-        try:
-            traced = route(compiled, x_TD, context, train=False)
-            gradient_TD, traced_TD = _input_gradient(plain, x_TD), _input_gradient(traced, x_TD)
-        except ContractError:
-            raise
-        except Exception as error:
-            raise ContractError(
-                f"torch.compile fails: {type(error).__name__}: {str(error).splitlines()[0]} Try "
-                f'torch.compile(router, backend="aot_eager") by hand; keep what is no tensor out '
-                f"of forward."
-            ) from error
+        traced = route(compiled, x_TD, context, train=False)
+        gradient_TD, traced_TD = _input_gradient(plain, x_TD), _input_gradient(traced, x_TD)
         difference = differing(plain, traced)
         if difference is None and not torch.allclose(gradient_TD, traced_TD, rtol=1e-3, atol=1e-5):
             difference = "the gradient of its input"

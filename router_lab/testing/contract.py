@@ -34,7 +34,7 @@ class Check:
         except (NotApplicable, UserError):
             raise
         except ContractError as error:
-            raise ContractError(f"{subject.name} fails {self.name}: {error}") from None
+            raise ContractError(f"{subject.name} fails {self.name}: {error}") from error.__cause__
         except Exception as error:
             raise ContractError(
                 f"{subject.name} fails {self.name}: it raised {type(error).__name__}: {error} "

@@ -7,8 +7,20 @@ from torch import Tensor
 
 from router_lab.routing import StepTotals
 from router_lab.testing.record import MODES
-from router_lab.testing.subject import VOCABULARY, Subject, next_token_loss, require, seeded
+from router_lab.testing.subject import (
+    VOCABULARY,
+    ContractError,
+    Subject,
+    next_token_loss,
+    require,
+    seeded,
+)
 from router_lab.transformer import Transformer
+
+ROWS = (
+    "Route exactly the rows of x_TD: T is not B·S, as padding is taken out before. "
+    "context.sequence_T and context.position_T say where each token sits."
+)
 
 
 def check_padding(subject: Subject) -> None:
@@ -22,15 +34,20 @@ def check_padding(subject: Subject) -> None:
         model.train(train)
         outputs = []
         for ids_BS in (tokens_BS, torch.where(mask_BS, tokens_BS, other_BS)):
-            with seeded(1):
-                outputs.append(model(ids_BS, mask_BS))
+            try:
+                with seeded(1):
+                    outputs.append(model(ids_BS, mask_BS))
+            except (RuntimeError, IndexError, ValueError) as error:
+                what = f"{type(error).__name__}: {error}"
+                raise ContractError(
+                    f"In {mode}, a batch with padding raises {what}. {ROWS}"
+                ) from error
         for name, routing in outputs[0].routings.items():
             rows = {routing.n_tokens, len(routing.context.token_id_T), len(routing.logits_TE)}
             require(
                 rows == {n_real} and bool((routing.token_A < n_real).all()),
                 f"In {mode}, {name} routes {sorted(rows)} tokens where {n_real} are real.",
-                "Route exactly the rows of x_TD; T is not B·S. context.sequence_T and position_T "
-                "say where each token sits.",
+                ROWS,
             )
         one, two = (out.logits_BSV[mask_BS] for out in outputs)
         require(

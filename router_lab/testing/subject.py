@@ -167,5 +167,5 @@ def differing_losses(a: Routing, b: Routing) -> str | None:
         return f"the names of the losses ({sorted(a.losses)}, {sorted(b.losses)})"
     for name, value in a.losses.items():
         if not torch.allclose(value, b.losses[name], rtol=1e-4, atol=1e-7, equal_nan=True):
-            return f"the loss {name} ({float(value):.6g}, {float(b.losses[name]):.6g})"
+            return f"the loss {name} ({value.item():.6g}, {b.losses[name].item():.6g})"
     return None

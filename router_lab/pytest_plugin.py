@@ -1,0 +1,148 @@
+"""`pytest --router my_package.my_module:MyRouter` runs the contract on a router, one test a check.
+
+The router is named by module and class, by file and class (`my_router.py:MyRouter`), or by its
+registered name. Its options: `--router-option k=4`, as often as wanted. Without paths on the
+command line nothing else is run. Loaded by every pytest in the environment, so it imports late.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from router_lab.testing import Check, Subject
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("router_lab")
+    group.addoption(
+        "--router",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="run router_lab's contract on a router: module:Class, file.py:Class or its name",
+    )
+    group.addoption(
+        "--router-option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option for the routers under --router, or d_model, n_experts",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--router") and config.args_source is not config.ArgsSource.ARGS:
+        config.args.clear()  # only the contract
+
+
+def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
+    for spec in session.config.getoption("--router"):
+        items.extend(_items(session, spec))
+
+
+def _items(session: pytest.Session, spec: str) -> list[pytest.Item]:
+    from router_lab.errors import UserError
+    from router_lab.testing import CHECKS, Subject
+
+    # torch.compile narrates itself at level DEBUG, which pytest would print under a failure.
+    logging.getLogger("torch.__trace").propagate = False
+    try:
+        options = _options(session.config.getoption("--router-option"))
+        given = {key: options.pop(key) for key in ("d_model", "n_experts") if key in options}
+        subject = Subject(_find(spec, session.config.invocation_params.dir), options, **given)
+        subject.build()
+    except UserError as error:
+        raise pytest.UsageError(f"--router {spec}: {error}") from error
+    return [
+        CheckItem.from_parent(
+            session,
+            name=check.name,
+            nodeid=f"{subject.name}::{check.name}",
+            check=check,
+            subject=subject,
+        )
+        for check in CHECKS
+    ]
+
+
+def _options(pairs: list[str]) -> dict[str, Any]:
+    import yaml
+
+    options = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise pytest.UsageError(f"--router-option {pair}: write it as NAME=VALUE, like k=4.")
+        options[name] = yaml.safe_load(value)
+    return options
+
+
+def _find(spec: str, folder: Path) -> Any:
+    """The class that the command line names. Raises UserError."""
+    from router_lab.errors import UserError
+    from router_lab.registry import ROUTERS, load_plugin
+    from router_lab.routing import Router
+
+    place, colon, name = spec.rpartition(":")
+    if not colon:
+        return ROUTERS.get(spec)
+    if place.endswith(".py"):
+        module = load_plugin(folder / place)
+    else:
+        sys.path.insert(0, str(folder))
+        try:
+            module = importlib.import_module(place)
+        except Exception as error:  # the module is someone else's and may fail in any way
+            raise UserError(
+                f"{place} cannot be imported ({type(error).__name__}: {error})."
+            ) from error
+    cls = getattr(module, name, None)
+    if not (isinstance(cls, type) and issubclass(cls, Router)):
+        routers = [
+            n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Router)
+        ]
+        found = ", ".join(n for n in routers if n != "Router") or "none"
+        raise UserError(f"{name} is no router in {place}; the routers there are: {found}.")
+    return cls
+
+
+class CheckItem(pytest.Item):
+    """One check of one router as a test."""
+
+    def __init__(self, *, check: Check, subject: Subject, **known: Any) -> None:
+        super().__init__(**known)
+        self.check = check
+        self.subject = subject
+
+    def runtest(self) -> None:
+        from router_lab.testing import NotApplicable
+
+        try:
+            self.check(self.subject)
+        except NotApplicable as reason:
+            pytest.skip(str(reason))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The message alone; where the router itself raised, its traceback too."""
+        from router_lab.testing import ContractError
+
+        if not isinstance(excinfo.value, ContractError):
+            return super().repr_failure(excinfo)
+        cause = excinfo.value.__cause__
+        if cause is None:
+            return str(excinfo.value)
+        inner = pytest.ExceptionInfo.from_exception(cause)
+        inner.traceback = inner.traceback.filter(
+            lambda entry: "torch" not in Path(entry.path).parts
+        )
+        return f"{excinfo.value}\n\n{inner.getrepr(style='short')}"
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        return self.path, None, f"{self.subject.name}::{self.check.name}"

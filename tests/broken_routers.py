@@ -1,0 +1,369 @@
+"""A router that keeps the contract, and copies of it that break one promise each.
+
+Every entry of BROKEN is (check that must fail, class, words that its message must have).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from router_lab.capacity import Capacity
+from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals
+
+
+class Good(Router):
+    """Softmax top-2 with noise in training and a selection bias: passes every check."""
+
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.gate = Gate(d_model, n_experts)
+        self.register_buffer("bias_E", torch.zeros(n_experts))
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        return self.select(self.scores(x_TD), context)
+
+    def scores(self, x_TD: Tensor) -> Tensor:
+        logits_TE = self.gate(x_TD)
+        if self.training:
+            logits_TE = logits_TE + 0.1 * torch.randn_like(logits_TE)
+        return logits_TE
+
+    def select(self, logits_TE: Tensor, context: RouterContext, **extra: Any) -> Routing:
+        probs_TE = logits_TE.softmax(dim=-1)
+        index_TK = (probs_TE + self.bias_E).topk(int(self.k), dim=-1).indices
+        weight_TK = probs_TE.gather(1, index_TK)
+        return Routing.from_topk(
+            index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE, context=context, **extra
+        )
+
+    def after_step(self, load_E: Tensor, totals: StepTotals) -> None:
+        self.bias_E += 0.01 * (load_E.float().mean() - load_E).sign()
+
+
+BROKEN: list[tuple[str, type[Router], str]] = []
+
+
+def breaks(check: str, words: str) -> Any:
+    def add(cls: type[Router]) -> type[Router]:
+        BROKEN.append((check, cls, words))
+        return cls
+
+    return add
+
+
+@breaks("record", "not a Routing")
+class ReturnsTuple(Good):
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Any:
+        return super().forward(x_TD, context), 0
+
+
+@breaks("record", "logits_TE is torch.bfloat16")
+class HalfPrecisionLogits(Good):
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        routing = super().forward(x_TD, context)
+        return replace(routing, logits_TE=routing.logits_TE.bfloat16())
+
+
+@breaks("record", "no distribution")
+class SigmoidSums(Good):
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        routing = super().forward(x_TD, context)
+        return replace(routing, probs_TE=routing.logits_TE.sigmoid())
+
+
+@breaks("record", "same expert twice")
+class SameExpertTwice(Good):
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        routing = super().forward(x_TD, context)
+        expert_A = routing.expert_A.view(-1, 2)[:, :1].expand(-1, 2).reshape(-1)
+        return replace(routing, expert_A=expert_A, demand_E=routing.demand_E + len(expert_A))
+
+
+@breaks("record", "demand_E is smaller than the load")
+class DemandAfterCapacity(Good):
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        routing = super().forward(x_TD, context)
+        return replace(routing, demand_E=routing.demand_E.clamp_max(1))
+
+
+@breaks("record", "exactly k times")
+class WrongK(Good):
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        return replace(super().forward(x_TD, context), k=1)
+
+
+@breaks("finite", "hundredfold")
+class NaiveSoftmax(Good):
+    def scores(self, x_TD: Tensor) -> Tensor:
+        exp_TE = super().scores(x_TD).exp()
+        return (exp_TE / exp_TE.sum(dim=1, keepdim=True)).log()
+
+
+@breaks("finite", "gradient of x_TD is not finite")
+class NormWithoutEps(Good):
+    def scores(self, x_TD: Tensor) -> Tensor:
+        length_T = x_TD.float().square().sum(dim=1).sqrt()
+        return super().scores(x_TD / (length_T[:, None] + 1e-6))
+
+
+@breaks("fixed_k", "1 to 8 experts, while fixed_k=True and k=2")
+class VariableK(Good):
+    def select(self, logits_TE: Tensor, context: RouterContext, **extra: Any) -> Routing:
+        probs_TE = logits_TE.softmax(dim=-1)
+        mask_TE = torch.rand_like(probs_TE) < 0.5
+        mask_TE[0], mask_TE[1:, 0] = True, True
+        mask_TE[1] = F.one_hot(torch.tensor(0), self.n_experts).bool()
+        return Routing.from_mask(
+            mask_TE, probs_TE, logits_TE=logits_TE, probs_TE=probs_TE, context=context
+        )
+
+
+@breaks("small_batches", "With one token")
+class SampleDeviation(Good):
+    def scores(self, x_TD: Tensor) -> Tensor:
+        logits_TE = super().scores(x_TD)
+        return logits_TE / logits_TE.std(dim=0, keepdim=True).clamp_min(0.1)
+
+
+@breaks("small_batches", "With a single expert")
+class SampleDeviationOfExperts(Good):
+    def scores(self, x_TD: Tensor) -> Tensor:
+        logits_TE = super().scores(x_TD)
+        return logits_TE / logits_TE.std(dim=1, keepdim=True).clamp_min(0.1)
+
+
+@breaks("gradient", "No gradient reaches forgotten")
+class UnusedParameter(Good):
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.forgotten = nn.Parameter(torch.ones(3))
+
+
+@breaks("gradient", "renormalised")
+class RenormalisedTop1(Good):
+    def __init__(self, d_model: int, n_experts: int, k: int = 1) -> None:
+        super().__init__(d_model, n_experts, k)
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        routing = super().forward(x_TD, context)
+        losses = {"own": routing.logits_TE.square().mean()}  # reaches the gate, but helps nobody
+        return replace(routing, weight_A=routing.weight_A / routing.weight_A, losses=losses)
+
+
+@breaks("gradient", "learned=False, but it has parameters")
+class LearnsInSecret(Good):
+    learned = False
+
+
+@breaks("gradient", "has no parameters")
+class LearnsNothing(Good):
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.gate.requires_grad_(False)
+
+
+@breaks("deterministic", "in evaluation differ")
+class AlwaysNoisy(Good):
+    def scores(self, x_TD: Tensor) -> Tensor:
+        logits_TE = self.gate(x_TD)
+        return logits_TE + 0.1 * torch.randn_like(logits_TE)
+
+
+@breaks("pure_forward", "changes its input in place")
+class JitterInPlace(Good):
+    def scores(self, x_TD: Tensor) -> Tensor:
+        if self.training:
+            x_TD *= torch.empty_like(x_TD).uniform_(0.99, 1.01)
+        return super().scores(x_TD)
+
+
+class CountsInForward(Good):
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.register_buffer("load_E", torch.zeros(n_experts, dtype=torch.long))
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        routing = super().forward(x_TD, context)
+        if self.training:
+            self.load_E += routing.load_E
+        return routing
+
+
+breaks("pure_forward", "forward changes its state: load_E")(CountsInForward)
+breaks("load_once", "load_E differs")(CountsInForward)
+
+
+@breaks("compile", "Under torch.compile it differs in the combine weights")
+class FastPath(Good):
+    def select(self, logits_TE: Tensor, context: RouterContext, **extra: Any) -> Routing:
+        routing = super().select(logits_TE, context, **extra)
+        if torch.compiler.is_compiling():
+            return replace(routing, weight_A=routing.weight_A * 2)
+        return routing
+
+
+@breaks("compile", "the gradient of its input")
+class FastPathForgetsGradient(Good):
+    def select(self, logits_TE: Tensor, context: RouterContext, **extra: Any) -> Routing:
+        routing = super().select(logits_TE, context, **extra)
+        if torch.compiler.is_compiling():
+            kept_A = routing.weight_A.detach() + 0 * routing.weight_A
+            return replace(routing, weight_A=kept_A)
+        return routing
+
+
+@breaks("state", "After saving and loading it differs in the chosen experts")
+class TableNotSaved(Good):
+    learned = False
+
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        del self.gate
+        self.table_VE = torch.randn(32, n_experts)
+        self.position = 0
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        return self.select(self.table_VE[context.token_id_T], context)
+
+
+@breaks("state", "differs in the loss sparsity")
+class MultiplierNotSaved(Good):
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.multiplier = 1e-3
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        routing = super().forward(x_TD, context)
+        return replace(routing, losses={"sparsity": self.multiplier * routing.weight_A.mean()})
+
+    def after_step(self, load_E: Tensor, totals: StepTotals) -> None:
+        self.multiplier *= 1.2
+
+
+@breaks("state", "one more step")
+class StepCountNotSaved(Good):
+    """The bias is saved, the counter that decides when it moves is not."""
+
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.steps = 0
+
+    def after_step(self, load_E: Tensor, totals: StepTotals) -> None:
+        self.steps += 1
+        if self.steps > 20:
+            self.bias_E += (load_E.float().mean() - load_E).sign()
+
+
+@breaks("permutation", "Permuting the tokens does not permute")
+class FirstCome(Good):
+    """Each expert takes its first four tokens at full weight, later ones at half."""
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        routing = super().forward(x_TD, context)
+        chosen_AE = F.one_hot(routing.expert_A, self.n_experts)
+        place_A = (chosen_AE.cumsum(0) * chosen_AE).sum(1)
+        return replace(routing, weight_A=routing.weight_A * torch.where(place_A > 4, 0.5, 1.0))
+
+
+class ExpertsChoose(Good):
+    """Each expert takes the tokens it likes best, in training only: evaluation hides it."""
+
+    fixed_k = False
+
+    def select(self, logits_TE: Tensor, context: RouterContext, **extra: Any) -> Routing:
+        if not self.training:
+            return super().select(logits_TE, context)
+        probs_TE = logits_TE.softmax(dim=-1)
+        room = max(1, len(probs_TE) * int(self.k) // self.n_experts)
+        index_CE = probs_TE.topk(room, dim=0).indices
+        mask_TE = torch.zeros_like(probs_TE, dtype=torch.bool).scatter(0, index_CE, True)
+        return Routing.from_mask(
+            mask_TE, probs_TE, logits_TE=logits_TE, probs_TE=probs_TE, context=context
+        )
+
+
+breaks("causality", "declares causal=True, but in training, changing the tokens after")(
+    ExpertsChoose
+)
+
+
+@breaks("causality", "declares causal=False, but in")
+class CausalWithoutKnowing(Good):
+    causal = False
+
+
+@breaks("causality", "declares causal=True, but in")
+class DropsInForward(Good):
+    """A capacity limit of its own that the causality it declares does not know of."""
+
+    fixed_k = False
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        limit = Capacity(factor=1.0, order="position")
+        return limit(super().forward(x_TD, context), context)
+
+
+@breaks("causality", "changes carry_TD (by")
+class CarriesTheFuture(Good):
+    """Routes well itself, and hands the last token to the next layer."""
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        return replace(super().forward(x_TD, context), carry_TD=x_TD[-1:].expand_as(x_TD))
+
+
+@breaks("causality", "of the second layer at or before it")
+class ReadsTheFuture(Good):
+    """Takes from the layer below what tokens elsewhere in the sequence chose."""
+
+    def scores(self, x_TD: Tensor) -> Tensor:
+        return self.gate(x_TD)
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        logits_TE = self.scores(x_TD)
+        if context.previous is not None:
+            logits_TE = logits_TE + context.previous.probs_TE.mean(dim=0)
+        return self.select(logits_TE, context)
+
+
+@breaks("padding", "a batch with padding raises RuntimeError")
+class AssumesFullSequences(Good):
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        x_BSD = x_TD.view(context.n_sequences, -1, self.d_model)
+        return super().forward(x_BSD.flatten(0, 1), context)
+
+
+@breaks("padding", "routes [29, 48] tokens where 29 are real")
+class RoutesPaddingToo(Good):
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        padded = context.n_sequences * (int(context.position_T.max()) + 1) - len(x_TD)
+        routing = super().forward(x_TD, context)
+        logits_TE = F.pad(routing.logits_TE, (0, 0, 0, padded))
+        return replace(routing, logits_TE=logits_TE)
+
+
+@breaks("autocast", "Under bfloat16 autocast, in training, it differs")
+class PlainLinear(Good):
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.gate = nn.Linear(d_model, n_experts, bias=False)  # type: ignore[assignment]
+
+    def scores(self, x_TD: Tensor) -> Tensor:
+        return super().scores(x_TD).float()
+
+
+@breaks("load_once", "the gradient of")
+class OwnGenerator(Good):
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.generator = torch.Generator().manual_seed(0)
+
+    def scores(self, x_TD: Tensor) -> Tensor:
+        logits_TE = self.gate(x_TD)
+        if self.training:
+            logits_TE = logits_TE + torch.randn(logits_TE.shape, generator=self.generator)
+        return logits_TE
