@@ -74,8 +74,8 @@ class Seen:
         nats_T = zeros_T.scatter_add(0, routing.token_A, nats_A)
         return torch.where(self.k_T > 1, nats_T / self.k_T.log(), torch.nan)
 
-    def scalar(self, value: float) -> Tensor:
-        return torch.tensor(value, device=self.routing.probs_TE.device)
+    def scalar(self, value: int) -> Tensor:
+        return torch.full((), value, device=self.routing.probs_TE.device)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ section 5.2, whose published code looks at neighbours in rank only: 7 of the 28 
 
 from __future__ import annotations
 
-from torch import Tensor
+import numpy as np
 
 from router_lab.metrics.base import SumMetric, Sums
 
@@ -21,9 +21,9 @@ class CoActivationMatrix(SumMetric):
     sums = ("pairs_EE",)
 
     @classmethod
-    def value(cls, sums: Sums) -> Tensor:
+    def value(cls, sums: Sums) -> np.ndarray:
         pairs_EE = sums["pairs_EE"]
-        return pairs_EE / pairs_EE.diagonal().clamp_min(1)[:, None]
+        return (pairs_EE / pairs_EE.diagonal().clamp_min(1)[:, None]).numpy()
 
 
 class CoActivation(SumMetric):

@@ -57,5 +57,5 @@ class DomainSpecialisation(Metric):
             "domain_nmi": min(max(shared / unknown, 0.0), 1.0) if unknown > 0 else 0.0,
             "domain_purity": float(joint_DE.amax(dim=0).sum()),
             "domain_purity_chance": float(domain_D.max()),
-            "share_DE": taken_DE / self.tokens_D.cpu().clamp_min(1)[:, None],
+            "share_DE": (taken_DE / self.tokens_D.cpu().clamp_min(1)[:, None]).numpy(),
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from router_lab.metrics.base import SumMetric, Sums
@@ -14,6 +14,7 @@ from router_lab.metrics.entropy import BalanceEntropy, ConfidenceEntropy
 from router_lab.metrics.k_used import KStd, KUsed
 from router_lab.metrics.load import Demand, Importance, Load, by_kind
 from router_lab.metrics.max_vio import MaxVio, MaxVioBatch
+from router_lab.routing import Routing
 
 EVERYDAY: dict[str, type[SumMetric]] = {
     "load": Load,
@@ -48,15 +49,18 @@ class RoutingMetrics(SumMetric):
 
     Args:
         n_experts: E of the layer's router.
-        kinds: the kind of every expert (`MoE.kinds`), where there are special ones.
     """
 
     metrics: ClassVar[Mapping[str, type[SumMetric]]] = EVERYDAY
     sums = sums_of(EVERYDAY)
 
-    def __init__(self, n_experts: int, kinds: Sequence[str] | None = None, **options: Any) -> None:
+    def __init__(self, n_experts: int, **options: Any) -> None:
         super().__init__(n_experts, **options)
-        self.kinds = tuple(kinds or ())
+        self.kinds: tuple[str, ...] = ()
+
+    def update(self, routing: Routing) -> None:
+        super().update(routing)
+        self.kinds = routing.kinds  # the same in every record of a layer
 
     def compute(self) -> dict[str, Any]:
         found: dict[str, Any] = super().compute()

@@ -44,7 +44,7 @@ def by_kind(share_E: Sequence[float], kinds: Sequence[str]) -> dict[str, float]:
     """Shares of the experts added up by kind of expert, in the order of the numbering.
 
     Args:
-        kinds: the kind of every expert, as `MoE.kinds` has it: ffn, zero, copy, constant.
+        kinds: the kind of every expert, as `Routing.kinds` has it: ffn, zero, copy, constant.
     """
     return {
         kind: sum(share for share, own in zip(share_E, kinds, strict=True) if own == kind)

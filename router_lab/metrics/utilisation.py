@@ -49,7 +49,7 @@ class Utilisation(Metric):
         seen = total_I.nonzero().flatten().tolist()
         starved_IE = (load_IE * E < self.threshold).tolist()
         return {
-            "load_IE": load_IE,
+            "load_IE": load_IE.numpy(),
             "starved_at": [next((i for i in seen if starved_IE[i][e]), None) for e in range(E)],
             "starving": sum(starved_IE[seen[-1]]) / E if seen else 0.0,
         }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from router_lab.metrics.base import SumMetric
@@ -37,19 +38,12 @@ class ValidationMetrics:
 
     Args:
         n_experts: E of the layer's router.
-        kinds: the kind of every expert (`MoE.kinds`), where there are special ones.
         vocab_size: V, for the specialisation by token id; 0 leaves it out.
         n_domains: D, where the data says which domain a token is of; 0 leaves it out.
     """
 
-    def __init__(
-        self,
-        n_experts: int,
-        kinds: Sequence[str] | None = None,
-        vocab_size: int = 0,
-        n_domains: int = 0,
-    ) -> None:
-        self.sums = _Sums(n_experts, kinds)
+    def __init__(self, n_experts: int, vocab_size: int = 0, n_domains: int = 0) -> None:
+        self.sums = _Sums(n_experts)
         self.vocab = VocabSpecialisation(n_experts, vocab_size) if vocab_size else None
         self.domain = DomainSpecialisation(n_experts, n_domains) if n_domains else None
 
@@ -64,11 +58,11 @@ class ValidationMetrics:
 
     def compute(self) -> dict[str, Any]:
         """Numbers, and lists of E shares: what a result file keeps of the layer."""
-        return {name: v for name, v in self._all().items() if not isinstance(v, Tensor)}
+        return {name: v for name, v in self._all().items() if not isinstance(v, np.ndarray)}
 
-    def pictures(self) -> dict[str, Tensor]:
+    def pictures(self) -> dict[str, np.ndarray]:
         """Matrices to be drawn: `coactivation_EE`, and `share_DE` where there are domains."""
-        return {name: v for name, v in self._all().items() if isinstance(v, Tensor)}
+        return {name: v for name, v in self._all().items() if isinstance(v, np.ndarray)}
 
     def scalars(self) -> dict[str, float]:
         return scalars(self.compute())
