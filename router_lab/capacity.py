@@ -24,7 +24,8 @@ class Capacity(nn.Module):
     """A limit on the load of every expert, behind any router.
 
     An expert takes at most C = ceil(factor · A / E) assignments, where A is what the router asked
-    for in the scope, or k · T (GShard, arXiv:2006.16668, Algorithm 1). The rest is dropped: it contributes nothing, and the demand in the record still counts it.
+    for in the scope, or k · T (GShard, arXiv:2006.16668, Algorithm 1). The rest is dropped: it
+    contributes nothing, and the demand in the record still counts it.
 
     Args:
         factor: capacity over the load at perfect balance.
@@ -52,8 +53,8 @@ class Capacity(nn.Module):
         tau: float = 1.0,
     ) -> None:
         super().__init__()
-        for option, value in (("factor", factor), ("tau", tau)):
-            if value <= 0:
+        for option, value in (("factor", factor), ("k", k), ("tau", tau)):
+            if value is not None and value <= 0:
                 raise refused(self, option, value, "greater than 0")
         if order not in get_args(Order):
             raise refused(self, "order", order, "one of " + ", ".join(get_args(Order)))

@@ -141,6 +141,20 @@ def test_worked_example():
     assert kept("probability") == {0: [1, 3], 1: [0, 2]}
 
 
+@pytest.mark.parametrize("scope", ["batch", "sequence"])
+def test_room_for_k_whatever_the_router_asked_for(scope):
+    """9 tokens in 3 sequences, 2 experts, all tokens to expert 0: room for ceil(2 · 0.5 · 9 / 2)
+    of a batch, ceil(2 · 0.5 · 3 / 2) of a sequence."""
+    context = RouterContext.of_batch(torch.zeros(3, 3, dtype=torch.long))
+    probs_TE = torch.tensor([[1.0, 0.0]]).expand(9, 2)
+    index_T1, weight_T1 = torch.zeros(9, 1, dtype=torch.long), torch.ones(9, 1)
+    routing = Routing.from_topk(
+        index_T1, weight_T1, logits_TE=probs_TE, probs_TE=probs_TE, context=context
+    )
+    kept = Capacity(0.5, scope=scope, k=2)(routing, context).token_A.tolist()
+    assert kept == ([0, 1, 2, 3, 4] if scope == "batch" else [0, 1, 3, 4, 6, 7])
+
+
 def test_gradient_flows_through_survivors_alone():
     before = routed(1, 8, 4, 2, 0)
     weight_A = before.weight_A.clone().requires_grad_()
@@ -152,7 +166,9 @@ def test_gradient_flows_through_survivors_alone():
     assert 0 < grad_A.sum() < len(grad_A)
 
 
-@pytest.mark.parametrize("option", [{"factor": 0}, {"order": "luck"}, {"scope": "world"}], ids=str)
+@pytest.mark.parametrize(
+    "option", [{"factor": 0}, {"k": 0}, {"order": "luck"}, {"scope": "world"}], ids=str
+)
 def test_refused(option):
     with pytest.raises(UserError, match=next(iter(option))):
         Capacity(**option)

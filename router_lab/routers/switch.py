@@ -1,0 +1,55 @@
+"""Switch: one expert a token, behind a capacity limit."""
+
+import torch
+from torch import Tensor
+
+from router_lab.capacity import Capacity, Order, Scope
+from router_lab.registry import register
+from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+
+
+@register("switch")
+class Switch(Router):
+    """w = max p, p = softmax(x W); an expert carries out ceil(factor · T / E).
+
+    In training the router, and the router alone, sees x multiplied by noise from U[1 − ε, 1 + ε].
+    A token whose expert is full gets nothing, and the residual stream carries it on.
+
+    Args:
+        jitter: ε.
+        factor: room of an expert over its load at perfect balance.
+        order: who is served first (see the router `capacity`).
+        scope: tokens that share the room: the micro-batch, or each sequence for itself.
+    """
+
+    paper = "Switch Transformers, Fedus et al. 2021, arXiv:2101.03961, eq. 1–6 and section 2.2"
+    reference = "transformers: Switch Transformers"
+    default_losses = {"load_balance": {"coef": 0.01}}
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        jitter: float = 0.01,
+        factor: float = 1.25,
+        order: Order = "position",
+        scope: Scope = "batch",
+    ) -> None:
+        super().__init__(d_model, n_experts, k=1)
+        if not 0 <= jitter < 1:
+            raise refused(self, "jitter", jitter, "at least 0 and less than 1")
+        self.capacity = Capacity(factor, order, scope)
+        self.causal = self.capacity.causal(self)
+        self.jitter = jitter
+        self.gate = Gate(d_model, n_experts)
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        if self.training and self.jitter:
+            low, high = 1 - self.jitter, 1 + self.jitter
+            x_TD = x_TD * torch.empty_like(x_TD, dtype=torch.float32).uniform_(low, high)
+        logits_TE = self.gate(x_TD)
+        probs_TE = logits_TE.softmax(dim=-1)
+        weight_T1, index_T1 = probs_TE.max(dim=-1, keepdim=True)
+        return Routing.from_topk(
+            index_T1, weight_T1, logits_TE=logits_TE, probs_TE=probs_TE, context=context
+        )

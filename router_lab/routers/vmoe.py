@@ -1,0 +1,74 @@
+"""V-MoE: noisy gating with losses of its own and batch-prioritised routing."""
+
+import torch
+from torch import Tensor
+
+from router_lab.capacity import Capacity, Order, Scope
+from router_lab.registry import register
+from router_lab.routing import Gate, Router, RouterContext, Routing, refused, squared_cv
+
+
+@register("vmoe")
+class VMoE(Router):
+    """w = the k largest of softmax(x W + ε), ε ~ N(0, (noise / E)²) in training, 0 otherwise.
+
+    Its own losses: w_importance · CV²(Σ_t softmax(x W)), and in training w_load · CV²(Σ_t P_ti),
+    P_ti = Φ((x W − θ_t) / σ) with θ_t the k-th largest noisy logit, the expert itself included.
+    An expert carries out ceil(factor · k · T / E), the tokens of largest weight first.
+
+    Args:
+        k: experts a token.
+        noise: σ times the number of experts.
+        w_importance: weight of the importance loss (the paper's λ = 0.01, half for each loss).
+        w_load: weight of the load loss.
+        factor: room of an expert over its load at perfect balance.
+        order: `priority` for batch-prioritised routing (or see the router `capacity`).
+        scope: tokens that share the room: the micro-batch, or each sequence (image) for itself.
+    """
+
+    paper = "V-MoE, Riquelme et al. 2021, arXiv:2106.05974, eq. 1, section 4, appendix A.2"
+    reference = "a loop over tokens and experts, after google-research/vmoe"
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        k: int = 2,
+        noise: float = 1.0,
+        w_importance: float = 0.005,
+        w_load: float = 0.005,
+        factor: float = 1.05,
+        order: Order = "priority",
+        scope: Scope = "batch",
+    ) -> None:
+        super().__init__(d_model, n_experts, k)
+        weights = {"noise": noise, "w_importance": w_importance, "w_load": w_load}
+        for option, value in weights.items():
+            if value < 0:
+                raise refused(self, option, value, "0 or more")
+        self.capacity = Capacity(factor, order, scope)
+        self.causal = self.capacity.causal(self)
+        self.sigma = noise / n_experts
+        self.w_importance = w_importance
+        self.w_load = w_load
+        self.gate = Gate(d_model, n_experts)
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        logits_TE = self.gate(x_TD)
+        importance = squared_cv(logits_TE.softmax(dim=-1).sum(dim=0))
+        losses = {"importance": self.w_importance * importance}
+        noisy = self.training and self.sigma > 0
+        noisy_TE = logits_TE + self.sigma * torch.randn_like(logits_TE) if noisy else logits_TE
+        probs_TE = noisy_TE.softmax(dim=-1)
+        top_TK, index_TK = noisy_TE.topk(int(self.k), dim=-1)
+        if noisy:
+            chosen_TE = torch.special.ndtr((logits_TE - top_TK[:, -1:]) / self.sigma)
+            losses["load"] = self.w_load * squared_cv(chosen_TE.sum(dim=0))
+        return Routing.from_topk(
+            index_TK,
+            probs_TE.gather(1, index_TK),
+            logits_TE=logits_TE,
+            probs_TE=probs_TE,
+            context=context,
+            losses=losses,
+        )

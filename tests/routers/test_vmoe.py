@@ -1,0 +1,81 @@
+"""V-MoE's noise, losses and priority against a loop over tokens and experts."""
+
+import math
+
+import pytest
+import torch
+
+from router_lab.registry import ROUTERS
+from router_lab.routing import RouterContext
+
+T, D, E = 24, 8, 5
+
+
+def squared_cv(values):
+    mean = sum(values) / len(values)
+    return sum((v - mean) ** 2 for v in values) / len(values) / mean**2
+
+
+def softmax(values):
+    total = sum(math.exp(v) for v in values)
+    return [math.exp(v) / total for v in values]
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_paper(k, reference_check):
+    """In float64 on the same noise, after google-research/vmoe's nn/routing.py and moe.py."""
+    router = ROUTERS.build(
+        {"name": "vmoe", "k": k, "noise": 2.0, "w_importance": 0.3, "w_load": 0.2, "factor": 0.7},
+        d_model=D,
+        n_experts=E,
+    )
+    x_TD = torch.randn(T, D)
+    context = RouterContext.of_batch(torch.zeros(1, T, dtype=torch.long))
+    torch.manual_seed(5)
+    asked = router(x_TD, context)
+    torch.manual_seed(5)
+    noise_TE = (2.0 / E * torch.randn(T, E).double()).tolist()
+    routing = router.capacity(asked, context)
+
+    clean = (x_TD.double() @ router.gate.weight.double().T).tolist()
+    importance, load, gates, ranked = [0.0] * E, [0.0] * E, [], []
+    for t in range(T):
+        noisy = [clean[t][i] + noise_TE[t][i] for i in range(E)]
+        gates.append(softmax(noisy))
+        ranked.append(sorted(range(E), key=lambda i: -gates[t][i])[:k])
+        threshold = sorted(noisy)[-k]
+        for i, p in enumerate(softmax(clean[t])):
+            importance[i] += p
+            needed = (threshold - clean[t][i]) / (2.0 / E)
+            load[i] += 1 - (1 + math.erf(needed / math.sqrt(2))) / 2
+    room = [math.ceil(0.7 * k * T / E)] * E
+    want_TE = torch.zeros(T, E)
+    for choice in range(k):
+        for t in sorted(range(T), key=lambda t: -max(gates[t])):
+            expert = ranked[t][choice]
+            if room[expert] > 0:
+                room[expert] -= 1
+                want_TE[t, expert] = gates[t][expert]
+
+    got_TE = torch.zeros(T, E).index_put((routing.token_A, routing.expert_A), routing.weight_A)
+    assert torch.equal(got_TE > 0, want_TE > 0)
+    assert len(routing.token_A) < k * T
+    losses = {"importance": 0.3 * squared_cv(importance), "load": 0.2 * squared_cv(load)}
+    error = (got_TE - want_TE).abs().max().item()
+    for name, value in losses.items():
+        error = max(error, abs(asked.losses[name].item() - value))
+    reference_check(
+        router="vmoe",
+        against="a loop after google-research/vmoe: weights, both losses, batch-prioritised drops",
+        tolerance=1e-6,
+        error=error,
+    )
+
+
+def test_no_noise_in_evaluation():
+    router = ROUTERS.build({"name": "vmoe"}, d_model=D, n_experts=E).eval()
+    context = RouterContext.of_batch(torch.zeros(1, T, dtype=torch.long))
+    x_TD = torch.randn(T, D)
+    routing = router(x_TD, context)
+    assert torch.equal(routing.probs_TE, router.gate(x_TD).softmax(dim=-1))
+    assert set(routing.losses) == {"importance"}  # without noise there is no smooth load
