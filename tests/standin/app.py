@@ -50,3 +50,5 @@ def fail(how: str) -> None:
         sys.exit(3)
     if how == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if how == "hang":
+        time.sleep(600)
