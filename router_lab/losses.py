@@ -6,6 +6,7 @@ f_E share of the load (sums to 1), P_E mean probability (sums to 1), T tokens, E
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +17,14 @@ from torch import Tensor
 
 from router_lab.errors import UserError
 from router_lab.registry import LOSSES
-from router_lab.routing import Routing, refused, squared_cv
+from router_lab.routing import Routing, count, refused, squared_cv
 
 
 class BalanceLoss(ABC):
     """One term. Args: coef: what the layer average is multiplied with in the training loss."""
 
     global_load = False
-    """Whether the term wants the load of the optimiser step so far, over micro-batches and ranks."""
+    """Whether the term wants the load of the whole optimiser step so far."""
 
     def __init__(self, coef: float) -> None:
         if coef < 0:
@@ -95,21 +96,18 @@ class LoadBalance(BalanceLoss):
 
     @staticmethod
     def _per_sequence(routing: Routing, inverse_E: int | Tensor) -> Tensor:
-        """[sequences with a token]; from the assignments carried out, as demand has no sequence."""
-        context, E = routing.context, routing.n_experts
-        B = context.n_sequences
-        bin_A = context.sequence_T[routing.token_A] * E + routing.expert_A
-        load_BE = torch.zeros(B * E, device=bin_A.device).scatter_add(
-            0, bin_A, torch.ones_like(bin_A, dtype=torch.float32)
+        """The loss of each sequence that has a token."""
+        sequence_T, B, E = (
+            routing.context.sequence_T,
+            routing.context.n_sequences,
+            routing.n_experts,
         )
-        probs_BE = torch.zeros(B, E, device=bin_A.device).index_add(
-            0, context.sequence_T, routing.probs_TE
-        )
-        tokens_B = torch.zeros(B, device=bin_A.device).index_add(
-            0, context.sequence_T, torch.ones_like(context.sequence_T, dtype=torch.float32)
-        )
+        asked_A = routing.pair_A if routing.asked_A is None else routing.asked_A
+        load_BE = count(sequence_T[asked_A // E] * E + asked_A % E, B * E).view(B, E)
+        tokens_B = count(sequence_T, B)
+        probs_BE = routing.probs_TE.new_zeros(B, E).index_add(0, sequence_T, routing.probs_TE)
         mean_BE = probs_BE / tokens_B.clamp_min(1)[:, None]
-        return (inverse_E * shares(load_BE.view(B, E)) * mean_BE).sum(dim=1)[tokens_B > 0]
+        return (inverse_E * shares(load_BE) * mean_BE).sum(dim=1)[tokens_B > 0]
 
 
 @LOSSES.register("z")
@@ -125,7 +123,7 @@ class ZLoss(BalanceLoss):
 
 @LOSSES.register("importance")
 class Importance(BalanceLoss):
-    """CV² of the importance, the sum of combine weights per expert: 0 at balance, E − 1 at collapse.
+    """CV² of the sums of combine weights per expert: 0 at balance, E − 1 at collapse.
 
     Shazeer et al. 2017, arXiv:1701.06538, eq. 6–7.
     """
@@ -154,7 +152,7 @@ class LoadCV(BalanceLoss):
 
 @LOSSES.register("entropy")
 class Entropy(BalanceLoss):
-    """log E − H(mean p): 0 at balance, log E at collapse. Takes nothing from a token's confidence."""
+    """log E − H(mean p): 0 at balance, log E at collapse. A token may still be sure of its expert."""
 
     def __init__(self, coef: float = 0.01) -> None:
         super().__init__(coef)
@@ -162,7 +160,7 @@ class Entropy(BalanceLoss):
     def __call__(self, routing: Routing, load_E: Tensor) -> Tensor:
         mean_E = routing.probs_TE.mean(dim=0)
         mean_E = mean_E / mean_E.sum().clamp_min(torch.finfo(torch.float32).tiny)
-        return torch.xlogy(mean_E, mean_E).sum() + torch.tensor(float(routing.n_experts)).log()
+        return torch.xlogy(mean_E, mean_E).sum() + math.log(routing.n_experts)
 
 
 @dataclass(frozen=True, eq=False)

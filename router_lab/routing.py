@@ -85,6 +85,7 @@ class Routing:
         probs_TE: scores as a distribution over experts (rows sum to 1, or to 0), float32.
         demand_E: assignments asked of each expert, before any capacity limit, long.
         context: the tokens that were routed.
+        asked_A: token · E + expert of each assignment of the demand, where some were dropped.
         k: set when token_A is 0…T−1, each exactly k times in a row; the layer then combines faster.
         losses: terms that only this router can compute, by name, already weighted.
         stats: sums this router wants added up over micro-batches and ranks, back in `after_step`.
@@ -105,6 +106,7 @@ class Routing:
     probs_TE: Tensor
     demand_E: Tensor
     context: RouterContext
+    asked_A: Tensor | None = None
     k: int | None = None
     losses: Mapping[str, Tensor] = field(default_factory=dict)
     stats: Mapping[str, Tensor] = field(default_factory=dict)
@@ -156,8 +158,10 @@ class Routing:
         """Every token goes to the experts that its row of a boolean mask marks: any number."""
         token_A, expert_A = mask_TE.nonzero(as_tuple=True)
         # A token's order of preference: rank of the weight among the marked ones of its row.
-        order_TE = weight_TE.detach().masked_fill(~mask_TE, -torch.inf).argsort(
-            dim=1, descending=True, stable=True
+        order_TE = (
+            weight_TE.detach()
+            .masked_fill(~mask_TE, -torch.inf)
+            .argsort(dim=1, descending=True, stable=True)
         )
         rank_TE = order_TE.argsort(dim=1)
         return cls(
@@ -218,7 +222,7 @@ class Routing:
         )
 
     def keep(self, index_A: Tensor, weight_A: Tensor | None = None) -> Routing:
-        """Only these assignments survive; the demand stays what it was.
+        """Only these assignments survive; what was asked for stays as it was.
 
         Args:
             index_A: places of the survivors in the present list, long.
@@ -230,8 +234,14 @@ class Routing:
             expert_A=self.expert_A[index_A],
             weight_A=self.weight_A[index_A] if weight_A is None else weight_A,
             choice_A=self.choice_A[index_A],
+            asked_A=self.pair_A if self.asked_A is None else self.asked_A,
             k=None,
         )
+
+    @property
+    def pair_A(self) -> Tensor:
+        """Token · E + expert of each assignment, long."""
+        return self.token_A * self.n_experts + self.expert_A
 
     def detach(self) -> Routing:
         """The same record without its graph, for metrics."""
@@ -271,7 +281,8 @@ class Router(nn.Module, ABC):
         learned: the router has parameters that the loss should reach.
         default_losses: balance losses that `loss=default` gives it, as in its paper.
         paper, reference: where it comes from, and what it is checked against.
-    Where `causal` or `learned` hangs on the options, the constructor sets it on the instance.
+    Where `causal`, `learned` or `default_losses` hangs on the options, the constructor sets it on
+    the instance.
 
     Args:
         d_model: width D of the vectors that are routed.
@@ -286,7 +297,7 @@ class Router(nn.Module, ABC):
     fixed_k: ClassVar[bool] = True
     permutable: ClassVar[bool] = True
     learned: bool = True
-    default_losses: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    default_losses: Mapping[str, Mapping[str, Any]] = {}
     paper: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     capacity: Capacity | None
@@ -353,4 +364,5 @@ def refuse_constant_weight(router: Router, remedy: str) -> None:
 
 def refused(owner: object, option: str, value: object, right: str) -> UserError:
     """The error for an option out of range, in the words every router uses."""
-    return UserError(f"{type(owner).__name__}: {option}={value} is not possible; it must be {right}.")
+    name = type(owner).__name__
+    return UserError(f"{name}: {option}={value} is not possible; it must be {right}.")

@@ -29,8 +29,9 @@ ROUNDING = 1e-6
 
 
 def check_gradient(subject: Subject) -> None:
-    names = [name for name, p in subject.build().named_parameters() if p.requires_grad]
-    if not subject.cls.learned:
+    router = subject.build()
+    names = [name for name, p in router.named_parameters() if p.requires_grad]
+    if not router.learned:
         require(
             not names,
             f"learned=False, but it has parameters: {', '.join(names)}.",
@@ -40,7 +41,7 @@ def check_gradient(subject: Subject) -> None:
     require(
         names,
         "learned=True, but it has no parameters.",
-        "Set learned = False on the class, or register them as nn.Parameter or nn.Module.",
+        "Set learned = False, or register them as nn.Parameter or nn.Module.",
     )
     with_own: set[str] = set()
     task_alone: set[str] = set()
