@@ -12,7 +12,7 @@ Tensor names carry their shape:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,6 +38,7 @@ class RouterContext:
         layer: index of the transformer block, from 0.
         step: optimiser steps done so far.
         previous: record of the nearest routed layer below, over the same tokens; None in the first.
+        rewire: a what-if: the layer carries out what this makes of its record (router_lab.probe).
     """
 
     token_id_T: Tensor
@@ -47,6 +48,7 @@ class RouterContext:
     layer: int = 0
     step: int = 0
     previous: Routing | None = None
+    rewire: Callable[[Routing], Routing] | None = None
 
     @staticmethod
     def of_batch(token_id_BS: Tensor, **known: Any) -> RouterContext:
@@ -69,6 +71,7 @@ class RouterContext:
             sequence_T=self.sequence_T[index_A],
             position_T=self.position_T[index_A],
             previous=None,
+            rewire=None,
         )
 
 

@@ -5,7 +5,7 @@ B batch, S sequence, T real tokens (B·S without padding), D width, V vocabulary
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,6 +28,10 @@ class ModelOutput:
 
     logits_BSV: Tensor
     routings: dict[str, Routing]
+
+
+Rewire = Callable[[Routing], Routing]
+"""What a layer is to carry out in place of its record."""
 
 
 class Attention(nn.Module):
@@ -81,10 +85,13 @@ class Block(nn.Module):
         self.ffn = ffn
         self.dropout = nn.Dropout(dropout)
 
+    def attend(self, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
+        return x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), mask_BS))
+
     def forward(
         self, x_BSD: Tensor, mask_BS: Tensor | None, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
-        x_BSD = x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), mask_BS))
+        x_BSD = self.attend(x_BSD, mask_BS)
         h_BSD = self.ffn_norm(x_BSD)
         if mask_BS is None:
             y_TD, routings = self.ffn(h_BSD.flatten(0, 1), context)
@@ -144,25 +151,51 @@ class Transformer(nn.Module):
         self.norm = nn.RMSNorm(d_model, eps=1e-6)
 
     def forward(
-        self, tokens_BS: Tensor, mask_BS: Tensor | None = None, step: int = 0
+        self,
+        tokens_BS: Tensor,
+        mask_BS: Tensor | None = None,
+        step: int = 0,
+        rewire: Mapping[str, Rewire] | None = None,
     ) -> ModelOutput:
-        """Args: tokens_BS: ids, long. mask_BS: True at real tokens; None where all are real."""
+        """Args: tokens_BS: ids, long. mask_BS: True at real tokens; None where all are real.
+        rewire: by layer name, what to carry out in place of the layer's own record."""
         context = RouterContext.of_batch(tokens_BS, step=step)
         if mask_BS is not None:
             context = context.select(mask_BS.flatten().nonzero().squeeze(1))
-        x_BSD = self.embedding(tokens_BS)
+        x_BSD, routings = self.run(self.embedding(tokens_BS), context, mask_BS, rewire=rewire)
+        return ModelOutput(self.head(x_BSD), routings)
+
+    def run(
+        self,
+        x_BSD: Tensor,
+        context: RouterContext,
+        mask_BS: Tensor | None = None,
+        start: int = 0,
+        stop: int | None = None,
+        previous: Routing | None = None,
+        rewire: Mapping[str, Rewire] | None = None,
+    ) -> tuple[Tensor, dict[str, Routing]]:
+        """The residual stream from the input of block `start` to that of block `stop`.
+
+        Args:
+            previous: record of the nearest routed layer below `start`.
+        """
         routings: dict[str, Routing] = {}
-        previous: Routing | None = None
-        for layer, block in enumerate(self.blocks):
-            here = replace(context, layer=layer, previous=previous)
+        layers = range(len(self.blocks))[start:stop]
+        for layer, block in zip(layers, self.blocks[start:stop], strict=True):
+            own = (rewire or {}).get(f"layer{layer}")
+            here = replace(context, layer=layer, previous=previous, rewire=own)
             if self.checkpoint and self.training:
                 x_BSD, found = checkpoint(block, x_BSD, mask_BS, here, use_reentrant=False)
             else:
                 x_BSD, found = block(x_BSD, mask_BS, here)
             previous = found.get("", previous)
             routings.update({join(f"layer{layer}", name): r for name, r in found.items()})
-        logits_BSV = F.linear(self.norm(x_BSD), self.embedding.weight)
-        return ModelOutput(logits_BSV, routings)
+        return x_BSD, routings
+
+    def head(self, x_BSD: Tensor) -> Tensor:
+        """Logits [B, S, V]."""
+        return F.linear(self.norm(x_BSD), self.embedding.weight)
 
     def ffns(self) -> dict[str, FFN]:
         """The FFNs of the slot, by layer name."""

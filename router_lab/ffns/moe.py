@@ -83,6 +83,8 @@ class MoE(FFN):
             routing = replace(routing, kinds=self.kinds)
         if self.capacity is not None:
             routing = self.capacity(routing, context)
+        if context.rewire is not None:
+            routing = context.rewire(routing)
         computed = routing.with_probes()
         plan = sort_by_expert(computed)
         rows_RD = dispatch(x_TD, plan)
