@@ -10,12 +10,12 @@ import pytest
 
 from router_lab.data.cache import (
     CorpusWriter,
-    Progress,
     cached,
     read_corpus,
     smallest_dtype,
     stamps,
 )
+from router_lab.data.progress import Progress
 from router_lab.errors import UserError
 
 

@@ -10,7 +10,6 @@ import json
 import os
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
@@ -219,46 +218,3 @@ def _read_corpus(folder: Path, name: str) -> Corpus:
 def smallest_dtype(n: int) -> np.dtype:
     """The smallest unsigned integer that counts 0 … n − 1."""
     return np.min_scalar_type(max(n - 1, 0))
-
-
-class Progress:
-    """A bar on stderr for work that takes over a second; one line where it is no terminal.
-
-    with Progress("stdlib: labelling", total=100) as advance:
-        advance(1)
-    """
-
-    def __init__(self, label: str, total: float | None) -> None:
-        self.label = label
-        self.total = total
-        self.done = 0.0
-        self._shown_from = time.monotonic() + 1.0
-        self._bar: Any = None
-
-    def __enter__(self) -> Callable[[float], None]:
-        return self._advance
-
-    def _advance(self, amount: float) -> None:
-        self.done += amount
-        if self._bar is None and time.monotonic() > self._shown_from:
-            self._show()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.done)
-
-    def _show(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
-        console = Console(stderr=True)
-        if not console.is_terminal:
-            print(f"{self.label} (once; kept in {cache_dir()})", file=sys.stderr)
-            self._shown_from = float("inf")
-            return
-        self._bar = Progress(*columns, console=console, transient=True)
-        self._task = self._bar.add_task(self.label, total=self.total)
-        self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from router_lab.data.cache import Progress, cached, stamps
+from router_lab.data.cache import cached, stamps
 from router_lab.data.corpus import Corpus, Split
+from router_lab.data.progress import Progress
 from router_lab.data.sources import SOURCES
 from router_lab.data.tokenizer import Tokenizer, load_tokenizer
 from router_lab.errors import UserError

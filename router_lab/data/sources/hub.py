@@ -9,8 +9,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from router_lab.data.cache import CorpusWriter, Progress, SplitName, cached, read_corpus, stamps
+from router_lab.data.cache import CorpusWriter, SplitName, cached, read_corpus, stamps
 from router_lab.data.corpus import Corpus
+from router_lab.data.progress import Progress
 from router_lab.data.sources import SOURCES
 from router_lab.data.tokenizer import Piece, load_tokenizer, write_text
 from router_lab.errors import UserError

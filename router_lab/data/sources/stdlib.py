@@ -19,8 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from router_lab.data.cache import CorpusWriter, Progress, SplitName, cached, read_corpus, stamps
+from router_lab.data.cache import CorpusWriter, SplitName, cached, read_corpus, stamps
 from router_lab.data.corpus import Corpus
+from router_lab.data.progress import Progress
 from router_lab.data.sources import SOURCES
 from router_lab.errors import UserError
 

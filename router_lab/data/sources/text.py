@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from router_lab.data.cache import CorpusWriter, Progress, cached, read_corpus, stamps
+from router_lab.data.cache import CorpusWriter, cached, read_corpus, stamps
 from router_lab.data.corpus import Corpus
+from router_lab.data.progress import Progress
 from router_lab.data.sources import SOURCES
 from router_lab.data.tokenizer import Piece, load_tokenizer, write_text
 from router_lab.errors import UserError
