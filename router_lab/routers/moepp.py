@@ -1,0 +1,74 @@
+"""MoE++: a router for layers with zero, copy and constant experts, aware of its last choice."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from router_lab.capacity import Capacity
+from router_lab.registry import register
+from router_lab.routing import Gate, Router, RouterContext, Routing, refuse_constant_weight, refused
+
+
+@register("moepp")
+class MoEPlusPlus(Router):
+    """z_l = x W + z_{l−1} G, S = top-k of softmax(z), w = softmax(z)_S: gating residuals.
+
+    z_{l−1} are the scores of the routed layer below (none in the first). Feed-forward experts are
+    to get τ times the load of the special ones: the load-balance loss and the capacity follow it,
+    with shares b_i of the balance asked for in the place of 1/E. At it, a token has
+    k τ N / (τ N + Z) feed-forward experts.
+
+    See ffn=moepp for a layer with the paper's experts (special: {zero: 1, copy: 1, constant: 2}).
+    The released code renormalises the weights, a zero expert's left out.
+
+    Args:
+        k: experts a token.
+        tau: τ.
+        capacity_factor: γ of the expert capacity in training. null: no limit, as in the released
+            code, which only evaluates; with a limit and k = 2 the layer is not causal.
+        norm_topk_prob: divide the k weights by their sum.
+    """
+
+    paper = "MoE++, Jin et al. 2024, arXiv:2410.07348, eq. 1 and 6–8"
+    reference = "a loop over tokens and experts, two layers deep; eq. 7 and 8 by hand"
+    default_losses = {"load_balance": {"coef": 0.01, "tau": 0.75}}
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        k: int = 2,
+        tau: float = 0.75,
+        capacity_factor: float | None = None,
+        norm_topk_prob: bool = False,
+        kinds: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(d_model, n_experts, k)
+        if tau <= 0:
+            raise refused(self, "tau", tau, "greater than 0")
+        if norm_topk_prob:
+            refuse_constant_weight(self, "set router.norm_topk_prob=false")
+        n_ffn = list(kinds or ["ffn"] * n_experts).count("ffn")
+        self.k_ffn = k * tau * n_ffn / (tau * n_ffn + n_experts - n_ffn)
+        self.default_losses = {"load_balance": {"coef": 0.01, "tau": tau}}
+        if capacity_factor is not None:
+            self.capacity = Capacity(capacity_factor, tau=tau)
+        self.norm_topk_prob = norm_topk_prob
+        self.gate = Gate(d_model, n_experts)
+        self.residual = Gate(n_experts, n_experts)
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        logits_TE = self.gate(x_TD)
+        if context.previous is not None:
+            below_TE = context.previous.logits_TE
+        else:  # zeros, so that G of the first layer has a gradient too: DDP asks for one
+            below_TE = torch.zeros_like(logits_TE)
+        logits_TE = logits_TE + self.residual(below_TE)
+        probs_TE = logits_TE.softmax(dim=-1)
+        weight_TK, index_TK = probs_TE.topk(int(self.k), dim=-1)
+        if self.norm_topk_prob:
+            weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
+        return Routing.from_topk(
+            index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE, context=context
+        )
