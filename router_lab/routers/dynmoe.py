@@ -1,0 +1,67 @@
+"""DynMoE's top-any gating: each expert has its own threshold, a token takes all that it passes."""
+
+import torch
+from torch import Tensor, nn
+
+from router_lab.registry import register
+from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+from router_lab.selection import distribution
+
+
+@register("dynmoe")
+class DynMoE(Router):
+    """Expert i is active where σ(cos(x, W_i)) > σ(G_i); the weights are 1 / (number of active).
+
+    The step has no gradient; σ(cos) − σ(G) lends it its own, to W and G of active experts
+    (straight-through). In evaluation a token with no active expert goes to the one of largest cos;
+    in training it goes to none. Its own loss is coef · (‖Ŵᵀ Ŵ − I‖ + mean ‖W_i‖): diversity, with
+    Frobenius norm and Ŵ of unit columns, and simplicity. Nothing bounds the number of active
+    experts, half of them at first; the released code has a load-balance loss and the mean of the
+    gates besides. Adding and removing experts while training is not included.
+
+    Args:
+        coef: of the two losses.
+        k: experts a token gets on average; it steers nothing, but the FLOP count uses it.
+    """
+
+    paper = "DynMoE, Guo et al. 2024, arXiv:2405.14297, top-any gating"
+    reference = "LINs-lab/DynMoE's gate and losses, written as loops"
+    fixed_k = False
+
+    def __init__(self, d_model: int, n_experts: int, k: float = 2.0, coef: float = 0.01) -> None:
+        super().__init__(d_model, n_experts, k)
+        if coef < 0:
+            raise refused(self, "coef", coef, "0 or more")
+        self.coef = coef
+        self.gate = Gate(d_model, n_experts)
+        nn.init.orthogonal_(self.gate.weight)
+        self.threshold_E = nn.Parameter(torch.zeros(n_experts))
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        length_T1 = x_TD.float().norm(dim=1, keepdim=True).clamp_min(1e-12)
+        length_E = self.gate.weight.float().norm(dim=1).clamp_min(1e-12)
+        cosine_TE = self.gate(x_TD) / length_T1 / length_E
+        score_TE = cosine_TE.sigmoid()
+        excess_TE = score_TE - self.threshold_E.float().sigmoid()
+        mask_TE = excess_TE > 0
+        if not self.training:
+            best_TE = torch.zeros_like(mask_TE).scatter(1, score_TE.argmax(1, keepdim=True), True)
+            mask_TE = torch.where(mask_TE.any(dim=1, keepdim=True), mask_TE, best_TE)
+        gate_TE = mask_TE + (excess_TE - excess_TE.detach())
+        return Routing.from_mask(
+            mask_TE,
+            gate_TE / mask_TE.sum(dim=1, keepdim=True).clamp_min(1),
+            logits_TE=cosine_TE,
+            probs_TE=distribution(score_TE),
+            context=context,
+            losses={
+                "diversity": self.coef * self._diversity(),
+                "simplicity": self.coef * length_E.mean(),
+            },
+        )
+
+    def _diversity(self) -> Tensor:
+        unit_ED = nn.functional.normalize(self.gate.weight.float(), dim=1)
+        with torch.autocast(unit_ED.device.type, enabled=False):
+            overlap_EE = unit_ED @ unit_ED.T
+        return (overlap_EE - torch.eye(len(overlap_EE), device=overlap_EE.device)).norm()

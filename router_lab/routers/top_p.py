@@ -1,0 +1,61 @@
+"""Top-p: as many experts as it takes to be sure enough."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from router_lab.registry import register
+from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+
+
+@register("top_p")
+class TopP(Router):
+    """w = p = softmax(z) on the fewest experts, most probable first, whose p sum to more than τ.
+
+    The weights are not renormalised. So that the router does not buy certainty with more experts,
+    its own loss is β · mean over tokens of the entropy −Σ p log p.
+
+    Args:
+        p: the threshold τ.
+        dynamic_coef: β.
+        k: experts a token gets on average; it steers nothing, but the FLOP count uses it.
+    """
+
+    paper = "Huang et al. 2024, arXiv:2403.07652"
+    reference = "a loop over sorted probabilities, as in ZhenweiAn/Dynamic_MoE"
+    fixed_k = False
+    default_losses = {"load_balance": {"coef": 0.01, "reference": "hf"}}
+
+    def __init__(
+        self,
+        d_model: int,
+        n_experts: int,
+        k: float = 2.0,
+        p: float = 0.4,
+        dynamic_coef: float = 1e-4,
+    ) -> None:
+        super().__init__(d_model, n_experts, k)
+        if not 0 < p <= 1:
+            raise refused(self, "p", p, "greater than 0 and at most 1")
+        if dynamic_coef < 0:
+            raise refused(self, "dynamic_coef", dynamic_coef, "0 or more")
+        self.p = p
+        self.dynamic_coef = dynamic_coef
+        self.gate = Gate(d_model, n_experts)
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        logits_TE = self.gate(x_TD)
+        probs_TE = logits_TE.softmax(dim=-1)
+        sorted_TE, order_TE = probs_TE.detach().sort(dim=-1, descending=True, stable=True)
+        before_TE = F.pad(sorted_TE.cumsum(dim=-1)[:, :-1], (1, 0))  # what the better ones sum to
+        mask_TE = torch.zeros_like(before_TE, dtype=torch.bool)
+        mask_TE = mask_TE.scatter(1, order_TE, before_TE <= self.p)
+        entropy_T = -(probs_TE * logits_TE.log_softmax(dim=-1)).sum(dim=-1)
+        return Routing.from_mask(
+            mask_TE,
+            probs_TE,
+            logits_TE=logits_TE,
+            probs_TE=probs_TE,
+            context=context,
+            losses={"dynamic": self.dynamic_coef * entropy_T.sum() / max(len(x_TD), 1)},
+        )
