@@ -1,5 +1,7 @@
 """A random gate that is never trained: what a learned one has to beat."""
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from router_lab.registry import register
@@ -22,10 +24,12 @@ class RandomFixed(Router):
 
     def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
         super().__init__(d_model, n_experts, k)
-        self.gate = Gate(d_model, n_experts).requires_grad_(False)
+        self.weight_ED: Tensor  # a buffer: no optimiser and no weight decay reaches it
+        self.register_buffer("weight_ED", Gate(d_model, n_experts).weight.detach())
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
-        logits_TE = self.gate(x_TD)
+        with torch.autocast(x_TD.device.type, enabled=False):
+            logits_TE = F.linear(x_TD.float(), self.weight_ED.float())
         top_TK, index_TK = logits_TE.topk(int(self.k), dim=-1)
         return Routing.from_topk(
             index_TK,
