@@ -55,11 +55,11 @@ def run(arguments: argparse.Namespace) -> None:
     command = call.pop("command")
     if command == "routers":
         from router_lab.catalog import explain_router, list_routers
-        from router_lab.registry import load_plugin
 
-        for path in arguments.plugin:
-            load_plugin(path)
-        explain_router(arguments.name) if arguments.name else list_routers()
+        if arguments.name:
+            explain_router(arguments.name, arguments.plugin)
+        else:
+            list_routers(arguments.plugin)
     elif command == "compare":
         from router_lab.report.compare import compare
 

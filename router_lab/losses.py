@@ -152,7 +152,7 @@ class LoadCV(BalanceLoss):
 
 @LOSSES.register("entropy")
 class Entropy(BalanceLoss):
-    """log E − H(mean p): 0 at balance, log E at collapse. A token may still be sure of its expert."""
+    """log E − H(mean p): 0 at balance, log E at collapse. A token may be sure."""
 
     def __init__(self, coef: float = 0.01) -> None:
         super().__init__(coef)

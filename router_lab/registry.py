@@ -6,7 +6,7 @@
 
 makes `router=my_router router.temperature=0.5` work on the command line, with no YAML. A router in
 another package joins by the entry point `router_lab.routers` (its value: a module that registers,
-or the class), one in a loose file by its path.
+or the class, which then goes by the entry point's name), one in a loose file by its path.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from router_lab.errors import UserError
 
 C = TypeVar("C", bound=type)
 SCALARS = (int, float, bool, str)
+LOOSE = "router_lab_plugin_"
+"""Begins the module name of a file that was loaded by its path."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +47,6 @@ class Option:
     @property
     def required(self) -> bool:
         return self.default is inspect.Parameter.empty
-
-    def describe(self) -> str:
-        kind = "|".join(map(str, self.choices)) or getattr(self.kind, "__name__", str(self.kind))
-        return f"{self.name}: {kind}" + ("" if self.required else f" = {self.default}")
 
 
 class Registry(Generic[C]):
@@ -94,8 +92,10 @@ class Registry(Generic[C]):
             importlib.import_module(f"{self.package}.{module.name}")
         for point in entry_points(group=f"router_lab.{self.kind}s"):
             try:
-                point.load()
-            except Exception as error:  # someone else's code may fail in any way
+                found = point.load()
+                if isinstance(found, type) and found not in self._classes.values():
+                    self.register(point.name)(found)  # type: ignore[arg-type]
+            except (Exception, SystemExit) as error:  # someone else's code may fail in any way
                 self.problems[point.name] = f"{type(error).__name__}: {error}"
 
     def names(self) -> list[str]:
@@ -224,7 +224,12 @@ def _checked(value: Any, option: Option, where: str) -> Any:
 
 
 def _source(cls: type) -> str:
-    return f"{inspect.getsourcefile(cls)}:{cls.__qualname__}"
+    """Where a class comes from: a module that is imported again may register it again."""
+    try:
+        place = inspect.getsourcefile(cls)
+    except TypeError:  # typed in, as in a notebook
+        place = None
+    return f"{place or cls.__module__}:{cls.__qualname__}"
 
 
 def load_plugin(path: str | Path) -> types.ModuleType:
@@ -235,7 +240,7 @@ def load_plugin(path: str | Path) -> types.ModuleType:
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise UserError(f"The plugin {path} does not exist; give the path of a Python file.")
-    name = f"router_lab_plugin_{path.stem}"
+    name = LOOSE + path.stem
     loaded = sys.modules.get(name)
     if loaded is not None and loaded.__file__ == str(path):
         return loaded
@@ -245,9 +250,7 @@ def load_plugin(path: str | Path) -> types.ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # someone else's code may fail in any way
         del sys.modules[name]
         raise UserError(
             f"The plugin {path} could not be imported ({type(error).__name__}: {error}); "
