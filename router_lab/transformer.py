@@ -41,12 +41,14 @@ class Attention(nn.Module):
         super().__init__()
         if d_model % (2 * n_heads):
             raise UserError(
-                f"model.n_heads={n_heads} does not divide model.d_model={d_model} into heads of even "
-                f"width; choose a number of heads that does."
+                f"model.n_heads={n_heads} does not divide model.d_model={d_model} into heads of "
+                f"even width; choose a number of heads that does."
             )
         self.n_heads = n_heads
         self.qkv = Linear(d_model, 3 * d_model, bias=False)
         self.out = Linear(d_model, d_model, bias=False)
+        self.cos_SD: Tensor
+        self.sin_SD: Tensor
         half = d_model // n_heads // 2
         frequency = 10000.0 ** -(torch.arange(half) / half)
         angle_SD = torch.outer(torch.arange(seq_len).float(), frequency)
@@ -71,7 +73,7 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(
             self._rotate(q), self._rotate(k), v, attn_mask=allowed, is_causal=allowed is None
         )
-        return self.out(y.transpose(1, 2).reshape(B, S, D))  # type: ignore[no-any-return]
+        return self.out(y.transpose(1, 2).reshape(B, S, D))
 
 
 class Block(nn.Module):
@@ -145,7 +147,9 @@ class Transformer(nn.Module):
             with seeded(seed, f"attention{layer}"):
                 attention = Attention(d_model, n_heads, seq_len)
             with seeded(seed, f"ffn{layer}"):
-                node, width = (dict(ffn), d_hidden) if layer in self.slots else ({"name": "mlp"}, d_ffn)
+                node, width = dict(ffn), d_hidden
+                if layer not in self.slots:
+                    node, width = {"name": "mlp"}, d_ffn
                 blocks.append(Block(attention, build_ffn(node, d_model, width), d_model, dropout))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(d_model, eps=1e-6)
@@ -158,7 +162,14 @@ class Transformer(nn.Module):
         rewire: Mapping[str, Rewire] | None = None,
     ) -> ModelOutput:
         """Args: tokens_BS: ids, long. mask_BS: True at real tokens; None where all are real.
-        rewire: by layer name, what to carry out in place of the layer's own record."""
+        rewire: by layer name, what to carry out in place of the layer's own record.
+
+        Raises UserError where a sequence is longer than seq_len."""
+        if tokens_BS.shape[1] > self.seq_len:
+            raise UserError(
+                f"model.seq_len={self.seq_len} is too short for a sequence of {tokens_BS.shape[1]} "
+                f"tokens; make it at least as long."
+            )
         context = RouterContext.of_batch(tokens_BS, step=step)
         if mask_BS is not None:
             context = context.select(mask_BS.flatten().nonzero().squeeze(1))
@@ -219,7 +230,7 @@ def slot_layers(ffn_layers: str | int | Sequence[int], n_layers: int) -> list[in
     """Indices of the layers that have the FFN slot."""
     if ffn_layers == "all":
         return list(range(n_layers))
-    if isinstance(ffn_layers, int) and ffn_layers >= 1:
+    if isinstance(ffn_layers, int) and not isinstance(ffn_layers, bool) and ffn_layers >= 1:
         return list(range(ffn_layers - 1, n_layers, ffn_layers))
     if isinstance(ffn_layers, Sequence) and not isinstance(ffn_layers, str):
         layers = list(ffn_layers)

@@ -1,0 +1,85 @@
+"""Sinkhorn against plain scaling in float64."""
+
+import numpy as np
+import pytest
+import torch
+
+from router_lab.registry import ROUTERS
+from router_lab.routing import RouterContext
+
+T, D, E = 40, 8, 5
+
+
+def scaled(cost, rounds=5000):
+    """Rows and columns of exp(z) divided in turn, to sums of 1 / T and 1 / E."""
+    plan = np.exp(cost)
+    for _ in range(rounds):
+        plan = plan / plan.sum(axis=1, keepdims=True) / plan.shape[0]
+        plan = plan / plan.sum(axis=0, keepdims=True) / plan.shape[1]
+    return plan
+
+
+def build(**options):
+    return ROUTERS.build({"name": "sinkhorn", **options}, d_model=D, n_experts=E)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_plan_and_choice(k, reference_check):
+    router = build(k=k, tolerance=1e-7, max_iterations=5000)
+    context = RouterContext.of_batch(torch.zeros(1, T, dtype=torch.long))
+    x_TD = torch.randn(T, D) + torch.randn(D)  # some experts are far more popular
+    routing = router(x_TD, context)
+    logits = x_TD.double().numpy() @ router.gate.weight.detach().double().numpy().T
+    plan = scaled(logits)
+    chosen = np.argsort(-plan, axis=1)[:, :k]
+    assert routing.expert_A.view(T, k).tolist() == chosen.tolist()
+    exp = np.exp(logits)
+    weights = 1 / (1 + 1 / exp) if k == 1 else exp / exp.sum(axis=1, keepdims=True)
+    weights = np.take_along_axis(weights, chosen, axis=1)
+    ours = router.log_plan(routing.logits_TE.detach()).exp().numpy()
+    reference_check(
+        router="sinkhorn",
+        against="scaling of exp(z) in float64: T times the plan, choice, weights",
+        tolerance=1e-5,
+        error=max(
+            np.abs(T * (ours - plan)).max(),
+            np.abs(routing.weight_A.detach().view(T, k).numpy() - weights).max(),
+        ),
+    )
+    assert not np.array_equal(chosen, np.argsort(-logits, axis=1)[:, :k])
+
+
+def test_plan_evens_the_load():
+    router = build()
+    context = RouterContext.of_batch(torch.zeros(1, 1000, dtype=torch.long))
+    x_TD = torch.randn(1000, D) + 2 * torch.randn(D)
+    trained = router(x_TD, context).load_E
+    evaluated = router.eval()(x_TD, context).load_E
+    assert trained.max() < 1.3 * 200 < evaluated.max()
+
+
+def test_evaluation_is_the_largest_score():
+    router = build(k=2).eval()
+    context = RouterContext.of_batch(torch.zeros(1, T, dtype=torch.long))
+    x_TD = torch.randn(T, D)
+    routing = router(x_TD, context)
+    assert torch.equal(routing.expert_A.view(T, 2), router.gate(x_TD).topk(2).indices)
+
+
+def test_no_gradient_through_the_plan():
+    """That of the weight alone: at k = 1, x σ'(z) of the chosen expert."""
+    router = build()
+    context = RouterContext.of_batch(torch.zeros(1, 3, dtype=torch.long))
+    x_TD = torch.randn(3, D)
+    routing = router(x_TD, context)
+    (grad_ED,) = torch.autograd.grad(routing.weight_A.sum(), router.gate.weight)
+    want_ED = torch.zeros(E, D)
+    for t, expert in enumerate(routing.expert_A):
+        weight = routing.weight_A[t].detach()
+        want_ED[expert] += weight * (1 - weight) * x_TD[t]
+    torch.testing.assert_close(grad_ED, want_ED)
+
+
+def test_large_scores_stay_finite():
+    router = build()
+    assert router.log_plan(1e4 * torch.randn(T, E)).isfinite().all()
