@@ -17,13 +17,14 @@ Leaving the block marks the run finished, failed (with the reason) or interrupte
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -71,9 +72,14 @@ def arm_name(cfg: DictConfig) -> str:
 
 @dataclass
 class StopRequest:
-    """Set by the first SIGINT or SIGTERM; a second one ends the run at once."""
+    """Set by the first signal to stop; a second SIGINT or SIGTERM ends the run at once.
+
+    Attributes:
+        requeue: puts the job back into the cluster's queue and ends the process.
+    """
 
     signal: str | None = None
+    requeue: Callable[[], object] | None = None
 
     def check(self) -> None:
         """Call after each step, once the checkpoint of a requested stop has been written.
@@ -157,6 +163,9 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
         UserError: see `run_dir`.
     """
     run = run_dir(cfg, _overrides())
+    if not _keeps_the_books():
+        yield run
+        return
     with lock(run.folder), _stop_on_signals(run.stop):
         if run.finished:
             yield run
@@ -184,6 +193,8 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
                 run.status(state="failed", reason=describe(error))
                 raise
             run.status(state="interrupted", reason=run.stop.signal or "SIGINT")
+            if run.stop.requeue:
+                run.stop.requeue()
             print(
                 "Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr
             )
@@ -194,6 +205,12 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
             run.status(state="failed", reason="it ended without a result")
 
 
+def _keeps_the_books() -> bool:
+    """Where several processes train one run, the first one holds the lock and writes the status."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    return all(rank == "0" for rank in ranks)
+
+
 def _overrides() -> tuple[str, ...]:
     from hydra.core.hydra_config import HydraConfig
 
@@ -202,32 +219,30 @@ def _overrides() -> tuple[str, ...]:
 
 @contextlib.contextmanager
 def _stop_on_signals(stop: StopRequest) -> Iterator[None]:
-    """Turn the first SIGINT or SIGTERM into a request, the second one into Interrupted.
+    """Turn the first signal into a request, a second SIGINT or SIGTERM into Interrupted.
 
-    A SIGTERM handler that is there already (a cluster's, which requeues the job) stays.
+    A cluster that preempts the job may have its own handler of SIGUSR1 or SIGUSR2, which puts the
+    job back into the queue (submitit's does). It is called once the checkpoint is written.
     """
+    handlers: dict[int, Any] = {}
 
-    def ask(number: int, _frame: FrameType | None) -> None:
+    def ask(number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if stop.signal:
+        if number in (signal.SIGUSR1, signal.SIGUSR2):
+            stop.requeue = functools.partial(handlers[number], number, frame)
+        elif stop.signal:
             raise Interrupted(name)
-        stop.signal = name
-        print(f"{name}: stopping after this step; once more to stop at once.", file=sys.stderr)
+        stop.signal = stop.signal or name
+        # print() could meet one that this signal has interrupted
+        os.write(2, f"{name}: stopping after this step; once more to stop at once.\n".encode())
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    replaced = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
-            replaced[number] = signal.signal(number, ask)
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+            handler = signal.getsignal(number)
+            if number in (signal.SIGINT, signal.SIGTERM) or callable(handler):
+                handlers[number] = signal.signal(number, ask)
     try:
         yield
     finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
-
-
-OmegaConf.register_new_resolver(
-    "run_folder", lambda _root_: str(run_dir(_root_).folder), replace=True
-)
+        for replaced, handler in handlers.items():
+            signal.signal(replaced, handler)

@@ -165,16 +165,23 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
         run.stop.check()
 
 
-def test_a_handler_that_is_there_already_stays(tmp_path: Path) -> None:
-    seen = []
-    before = signal.signal(signal.SIGTERM, lambda *_: seen.append("requeued"))
+def test_a_preempted_job_is_requeued_after_its_checkpoint(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def requeue(*_: object) -> None:
+        seen.append(read_status(run.folder)["state"])
+        raise SystemExit(144)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
     try:
-        with prepare_run(config(tmp_path)) as run:
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert (seen, run.stop.signal) == (["requeued"], None)
-            finish(run.folder)
+        with pytest.raises(SystemExit) as end, prepare_run(config(tmp_path)) as run:
+            os.kill(os.getpid(), signal.SIGTERM)  # a cluster sends it beside its own signal
+            os.kill(os.getpid(), signal.SIGUSR2)
+            assert not seen
+            run.stop.check()
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGUSR2, before)
+    assert (end.value.code, seen) == (144, ["interrupted"])
 
 
 def test_a_run_is_trained_once_at_a_time(tmp_path: Path) -> None:
