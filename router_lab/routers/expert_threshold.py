@@ -1,0 +1,75 @@
+"""Expert threshold: expert choice made causal, by a threshold kept from earlier batches."""
+
+import torch
+from torch import Tensor
+
+from router_lab.registry import register
+from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals, refused
+from router_lab.selection import distribution
+
+
+@register("expert_threshold")
+class ExpertThreshold(Router):
+    """Expert i takes every token with z_ti ≥ c_i, z = x W; w = σ(z), not normalised. No loss.
+
+    c_i is the moving average of what would have given expert i its share of a batch, the
+    (kT/E)-th largest z_ti over the tokens: c ← β c + (1 − β) · (mean over the micro-batches of a
+    step), corrected for its start at 0. The first step therefore routes by the sign of z. A token
+    gets any number of experts, also none: the paper adds a shared expert (`ffn.n_shared=1`).
+
+    Args:
+        k: experts a token on average.
+        beta: decay of the average. The paper's 0.999 is for 20 000 steps; in short runs, where the
+            gate moves faster, the average lags behind and k is missed: take 0.9 or 0.99.
+        warmup: optimiser steps in which the batch itself sets c (expert choice), 4000 in the paper.
+            Training is then not causal; evaluation is.
+    """
+
+    paper = "Sun et al. 2026, arXiv:2603.11535, algorithm 1"
+    reference = "the authors' rule, written as sorts in loops"
+    fixed_k = False
+
+    def __init__(
+        self, d_model: int, n_experts: int, k: float = 2.0, beta: float = 0.999, warmup: int = 0
+    ) -> None:
+        super().__init__(d_model, n_experts, min(k, n_experts))
+        if not 0 <= beta < 1:
+            raise refused(self, "beta", beta, "0 or more and less than 1")
+        if warmup < 0:
+            raise refused(self, "warmup", warmup, "0 or more")
+        self.beta = beta
+        self.warmup = warmup
+        self.causal = warmup == 0
+        self.gate = Gate(d_model, n_experts)
+        self.threshold_E: Tensor
+        self.updates: Tensor
+        self.register_buffer("threshold_E", torch.zeros(n_experts))
+        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
+        logits_TE = self.gate(x_TD)
+        threshold_E, stats = self.threshold_E.float(), {}
+        if self.training and len(x_TD) > 0:
+            share = max(int(len(x_TD) * self.k / self.n_experts), 1)
+            cutoff_E = logits_TE.detach().topk(share, dim=0).values[-1]
+            stats = {"cutoff_E": cutoff_E, "batches": torch.ones_like(cutoff_E)}
+            if context.step < self.warmup:
+                threshold_E = cutoff_E
+        score_TE = logits_TE.sigmoid()
+        return Routing.from_mask(
+            logits_TE >= threshold_E,
+            score_TE,
+            logits_TE=logits_TE,
+            probs_TE=distribution(score_TE),
+            context=context,
+            stats=stats,
+        )
+
+    @torch.no_grad()
+    def after_step(self, load_E: Tensor, totals: StepTotals) -> None:
+        if "cutoff_E" not in totals.stats:
+            return
+        self.updates += 1
+        new = (1 - self.beta) / (1 - self.beta ** int(self.updates))  # 1 for the first of them
+        mean_E = totals.stats["cutoff_E"] / totals.stats["batches"]
+        self.threshold_E += new * (mean_E - self.threshold_E)
