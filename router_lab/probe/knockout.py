@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from router_lab.probe.trace import nats, resume, routed_layers, trace
+from router_lab.routing import Routing
+from router_lab.transformer import Transformer
+
+
+@torch.no_grad()
+def measure_knockout(
+    model: Transformer,
+    batches: Iterable[Tensor],
+    advance: Callable[[int], None] = lambda experts: None,
+) -> dict[str, list[float]]:
+    """By layer, what taking expert e away adds to the loss: nats a token, one number an expert.
+
+    The assignments to e are dropped, as a capacity limit would drop them: they contribute nothing,
+    the token's other experts keep their weights, and the layers above route anew. 0 for an expert
+    that nobody uses; negative for one that does harm.
+
+    Args:
+        model: in evaluation mode.
+        batches: windows of tokens [B, S + 1], long.
+        advance: told how many experts of a batch were done.
+
+    Cost: for each layer, expert and batch, one forward pass from that layer up.
+    """
+    layers = routed_layers(model)
+    added = {name: [0.0] * len(ffn.kinds) for name, (_, ffn) in layers.items()}
+    tokens = 0
+    for windows in batches:
+        target_BS = windows[:, 1:]
+        known = trace(model, windows[:, :-1])
+        base = nats(model, known.output, target_BS).sum()
+        tokens += target_BS.numel()
+        for name, (layer, _) in layers.items():
+            for e, load in enumerate(known.routings[name].load_E.tolist()):
+                if load:
+                    x_BSD = resume(model, known, layer, {name: partial(without, expert=e)})
+                    added[name][e] += float(nats(model, x_BSD, target_BS).sum() - base)
+                advance(1)
+    return {name: [value / max(tokens, 1) for value in values] for name, values in added.items()}
+
+
+def without(routing: Routing, expert: int) -> Routing:
+    """The record less the assignments of one expert."""
+    return routing.keep((routing.expert_A != expert).nonzero().squeeze(1))

@@ -1,0 +1,194 @@
+"""Routing regret: what other choices of experts would have cost or saved.
+
+For a probed token t and one layer, every alternative choice S' of as many experts as the token has
+(|S'| = |S|) is carried out in its place; everything above is computed again, later tokens and the
+routing of the layers above included. Its effect is the change of the loss, in nats, summed over
+what it can reach: the token's own next-token prediction and all later ones of its window (of a
+model that is not causal, the earlier ones too).
+
+    Δ(S') = Σ_{s ≥ t} [loss_s(S') − loss_s(S)]          regret = max(0, −min_{S'} Δ(S'))
+
+S' runs over all subsets of that size where there are few (`EXHAUSTIVE`), else over all single
+swaps. Experts that stay keep their combine weight; newcomers, in the order of the router's
+probabilities, take the weights of those that leave, in the order of choice. So only the choice of
+experts is judged, for any router alike, and not how it would have weighed them. An expert that is
+full takes the token nevertheless.
+
+The best choice is known in hindsight: it has seen the next tokens, which no router has. Regret is
+therefore above zero for a perfect router too; read it beside the same figure of other routers with
+as many alternatives, and beside `swap_nats`, what an average other choice costs.
+
+Our own definition; each window is a batch of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from statistics import fmean, stdev
+
+import torch
+from torch import Tensor
+
+from router_lab.probe.trace import (
+    Trace,
+    nats,
+    repeat,
+    resume,
+    routed_layers,
+    sequences_meet,
+    trace,
+)
+from router_lab.routing import Routing
+from router_lab.transformer import Transformer
+
+EXHAUSTIVE = 70
+"""So many other subsets are all tried (8 experts, up to 4 of them); of more, the single swaps."""
+TOLERANCE = 1e-4
+"""Nats by which an alternative must be better to count as better: the rounding of a long sum."""
+LOGITS = 2**25
+"""Elements of the logits computed at once (128 MB)."""
+
+
+@dataclass
+class LayerRegret:
+    """The probed tokens of one layer: a value a token in each list, nats where it is a loss.
+
+    `own`: of the token's own next-token prediction alone.
+    """
+
+    regret: list[float] = field(default_factory=list)
+    regret_own: list[float] = field(default_factory=list)
+    best: list[bool] = field(default_factory=list)
+    best_own: list[bool] = field(default_factory=list)
+    beats: list[float] = field(default_factory=list)
+    swap: list[float] = field(default_factory=list)
+    alternatives: list[int] = field(default_factory=list)
+
+    def add(self, total_N: Tensor, own_N: Tensor) -> None:
+        """Adds a token: what each alternative adds to the loss, in all and of the token alone."""
+        self.regret.append(max(0.0, -float(total_N.min())))
+        self.regret_own.append(max(0.0, -float(own_N.min())))
+        self.best.append(bool(total_N.min() > -TOLERANCE))
+        self.best_own.append(bool(own_N.min() > -TOLERANCE))
+        self.beats.append(float((total_N > 0).double().mean()))
+        self.swap.append(float(total_N.mean()))
+        self.alternatives.append(len(total_N))
+
+    def summary(self) -> dict[str, float]:
+        """Means over the tokens; {} where no token had an alternative.
+
+        - `regret_nats`, with its standard error `regret_nats_se`; `regret_own_nats`
+        - `best_choice`: share of tokens whose choice no alternative betters; `best_choice_own`
+        - `best_choice_chance`: that share for a choice made blindly among equals
+        - `beats`: share of the alternatives that are worse than the choice; a coin has 0.5
+        - `swap_nats`: mean change of the loss over the alternatives
+        - `alternatives`: how many there were
+        """
+        n = len(self.regret)
+        if n == 0:
+            return {}
+        return {
+            "regret_nats": fmean(self.regret),
+            "regret_nats_se": stdev(self.regret) / math.sqrt(n) if n > 1 else 0.0,
+            "regret_own_nats": fmean(self.regret_own),
+            "best_choice": fmean(self.best),
+            "best_choice_own": fmean(self.best_own),
+            "best_choice_chance": fmean(1 / (a + 1) for a in self.alternatives),
+            "beats": fmean(self.beats),
+            "swap_nats": fmean(self.swap),
+            "alternatives": fmean(self.alternatives),
+        }
+
+
+@torch.no_grad()
+def measure_regret(
+    model: Transformer,
+    windows: Tensor,
+    positions: Sequence[int],
+    advance: Callable[[int], None] = lambda sequences: None,
+) -> dict[str, LayerRegret]:
+    """Probes one token in each window, in every routed layer.
+
+    Args:
+        model: in evaluation mode.
+        windows: tokens [P, S + 1], long.
+        positions: the probed position of each window, 0 … S − 1.
+        advance: told how many alternatives were computed.
+
+    Cost: for each token, layer and alternative, one window from that layer up.
+    """
+    found = {name: LayerRegret() for name in routed_layers(model)}
+    for window, position in zip(windows, positions, strict=True):
+        known = trace(model, window[None, :-1])
+        first = position if model.causal else 0
+        target_S = window[1 + first :]
+        base_S = nats(model, known.output[:, first:], target_S[None])[0]
+        for name, (layer, _) in routed_layers(model).items():
+            other_NK = alternatives(known.routings[name], position)
+            deltas = []
+            for rows_NK in other_NK.split(at_once(model, window)) if len(other_NK) else ():
+                x_NSD = rewired(model, known, name, layer, position, rows_NK)
+                target_NS = target_S.expand(len(rows_NK), -1)
+                deltas.append(nats(model, x_NSD[:, first:], target_NS) - base_S)
+                advance(len(rows_NK))
+            if deltas:
+                delta_NS = torch.cat(deltas)
+                found[name].add(delta_NS.sum(dim=1), delta_NS[:, position - first])
+    return found
+
+
+def rewired(
+    model: Transformer, known: Trace, name: str, layer: int, position: int, other_NK: Tensor
+) -> Tensor:
+    """The output [N, S, D] of a window in N copies, each with other experts at one position."""
+    record = known.routings[name]
+    place_K = places(record, position)
+    copies = repeat(record, len(other_NK))
+    shift_N1 = len(record.token_A) * torch.arange(len(other_NK), device=place_K.device)[:, None]
+    expert_A = copies.expert_A.clone()
+    expert_A[place_K + shift_N1] = other_NK
+    changed = replace(copies, expert_A=expert_A)
+    return resume(model, known, layer, {name: lambda _: changed}, copies=len(other_NK))
+
+
+def places(record: Routing, position: int) -> Tensor:
+    """Where the token's assignments are in the record, in the order of choice [K]."""
+    place_K = (record.token_A == position).nonzero().squeeze(1)
+    return place_K[record.choice_A[place_K].argsort(stable=True)]
+
+
+def alternatives(record: Routing, position: int) -> Tensor:
+    """Other choices of as many experts for a token [N, K], long.
+
+    Column j is what takes the place, and the weight, of the token's expert number j in the order
+    of choice. N = 0 for a token with no expert or with all of them.
+    """
+    chosen = record.expert_A[places(record, position)].tolist()
+    E, K = record.n_experts, len(chosen)
+    order = record.probs_TE[position].argsort(descending=True, stable=True).tolist()
+    if math.comb(E, K) - 1 <= EXHAUSTIVE:
+        sets = [set(found) for found in combinations(range(E), K) if set(found) != set(chosen)]
+    else:
+        others = [e for e in range(E) if e not in chosen]
+        sets = [{*chosen, new} - {old} for old in chosen for new in others]
+    rows = []
+    for wanted in sets:
+        newcomers = iter([e for e in order if e in wanted and e not in chosen])
+        rows.append([e if e in wanted else next(newcomers) for e in chosen])
+    return torch.tensor(rows, dtype=torch.long, device=record.expert_A.device).view(len(rows), K)
+
+
+def n_alternatives(n_experts: int, k: int) -> int:
+    """How many other choices are tried for a token with k of E experts."""
+    every = math.comb(n_experts, k) - 1
+    return every if every <= EXHAUSTIVE else k * (n_experts - k)
+
+
+def at_once(model: Transformer, window: Tensor) -> int:
+    """Copies of the window that are computed together."""
+    if sequences_meet(model):
+        return 1
+    return max(1, LOGITS // (len(window) * max(model.embedding.num_embeddings, 4096)))

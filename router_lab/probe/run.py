@@ -1,0 +1,199 @@
+"""`router-lab probe RUN`: regret and knock-out of finished runs, into their result.json."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+from router_lab.data.module import spread_windows
+from router_lab.errors import UserError
+from router_lab.metrics.output_similarity import OutputSimilarity
+from router_lab.metrics.weight_similarity import WeightSimilarity
+from router_lab.probe.knockout import measure_knockout
+from router_lab.probe.regret import measure_regret, n_alternatives, sequences_meet
+from router_lab.probe.trace import routed_layers, trace
+from router_lab.run import Parts, load_run
+from router_lab.status import is_finished, read_json, write_json
+from router_lab.transformer import Block, Transformer
+
+KNOCKOUT_WINDOWS = 16
+SIMILARITY_ROWS = 256
+
+SHOWN = {
+    "regret_nats": "regret, nats",
+    "swap_nats": "another choice, nats",
+    "best_choice": "best choice",
+    "best_choice_chance": "by chance",
+    "beats": "beats",
+    "knockout_nats": "knock-out, nats",
+    "output_similarity": "output similarity",
+}
+
+
+def probe(runs: Sequence[str], tokens: int = 64) -> None:
+    """Probes each run, prints a table and stores the figures under "probe" in its result.json.
+
+    Args:
+        runs: folders of finished runs.
+        tokens: how many to probe for regret.
+
+    Raises:
+        UserError: a folder holds no finished run, its model has no router, or tokens < 1.
+    """
+    if tokens < 1:
+        raise UserError(f"--tokens={tokens} is not possible; give 1 or more.")
+    console = Console()
+    for folder in map(Path, runs):
+        parts = load_run(folder)
+        if not is_finished(folder):
+            raise UserError(f"{folder} has no result.json; probe a run that is finished.")
+        result = read_json(folder / "result.json")
+        name = f"{result['arm']}, seed {result['seed']}"
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bars:
+            job = Job(parts, tokens)
+            console.print(f"{name}: {job.describe()}", highlight=False)
+            bar = bars.add_task("probing", total=job.total)
+            found = job.run(partial(bars.advance, bar))
+        # Read again: the report or another probe may have written meanwhile.
+        write_json(folder / "result.json", {**read_json(folder / "result.json"), "probe": found})
+        console.print(table(name, found))
+
+
+class Job:
+    """The probe of one model: what it will do, then the doing.
+
+    Args:
+        parts: a run with its trained model.
+        tokens: probed tokens, one a window while there are as many windows. They lie at the same
+            places for every run on the same data, so runs can be compared token by token.
+    """
+
+    def __init__(self, parts: Parts, tokens: int) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model: Transformer = parts.model.to(self.device).eval()
+        if not routed_layers(self.model):
+            raise UserError("The model has no routed layer; probe a run with ffn=moe.")
+        self.tokens = tokens
+        seq_len, batch = self.model.seq_len, parts.config["trainer"]["batch_size"]
+        starts = spread_windows(parts.corpus, seq_len, tokens)
+        self.windows = _windows(parts, np.resize(starts, tokens)).to(self.device)
+        self.positions = np.random.default_rng(0).integers(0, seq_len, tokens).tolist()
+        held_out = _windows(parts, spread_windows(parts.corpus, seq_len, KNOCKOUT_WINDOWS))
+        self.batches = held_out.to(self.device).split(batch)
+
+    @property
+    def sequences(self) -> int:
+        """Windows that regret computes again, as far as can be said before."""
+        layers = routed_layers(self.model).values()
+        counts = [n_alternatives(len(ffn.kinds), round(ffn.router.k)) for _, ffn in layers]
+        return self.tokens * sum(counts)
+
+    @property
+    def knockouts(self) -> int:
+        experts = sum(len(ffn.kinds) for _, ffn in routed_layers(self.model).values())
+        return experts * len(self.batches)
+
+    @property
+    def total(self) -> int:
+        return self.sequences + self.knockouts
+
+    def describe(self) -> str:
+        """What it will cost."""
+        share = (len(self.model.blocks) + 1) / (2 * len(self.model.blocks))  # from that layer up
+        windows = self.sequences + self.knockouts * len(self.batches[0])
+        seconds = windows * share * self._seconds_a_window()
+        n_layers = len(routed_layers(self.model))
+        alone = ", one at a time since sequences compete" if sequences_meet(self.model) else ""
+        return (
+            f"{self.tokens} tokens × {n_layers} layers, {self.sequences:,} other choices{alone}; "
+            f"{self.knockouts:,} knock-outs of {self.batches[0].numel():,} tokens; "
+            f"about {max(seconds, 1):.0f} s on {self.device.type}"
+        )
+
+    @torch.no_grad()
+    def _seconds_a_window(self) -> float:
+        batch = self.windows[:1] if sequences_meet(self.model) else self.windows[:16]
+        self.model(batch[:1, :-1])
+        start = time.perf_counter()
+        self.model(batch[:, :-1])
+        return (time.perf_counter() - start) / len(batch)
+
+    def run(self, advance: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
+        """All figures as plain numbers: means over the layers, and each layer's own."""
+        start = time.perf_counter()
+        regret = measure_regret(self.model, self.windows, self.positions, advance)
+        knockout = measure_knockout(self.model, self.batches, advance)
+        similarity = similarities(self.model, self.batches[0][:, :-1])
+        layers: dict[str, dict[str, Any]] = {
+            name: {
+                **regret[name].summary(),
+                "knockout": knockout[name],
+                "knockout_nats": fmean(knockout[name]),
+                "knockout_max_nats": max(knockout[name]),
+                **similarity[name],
+            }
+            for name in routed_layers(self.model)
+        }
+        return {
+            **means(layers),
+            "tokens": self.tokens,
+            "seconds": time.perf_counter() - start,
+            "layers": layers,
+        }
+
+
+@torch.no_grad()
+def similarities(model: Transformer, tokens_BS: Tensor) -> dict[str, dict[str, float]]:
+    """Weight and output similarity of each routed layer's experts, on the layer's own inputs."""
+    known = trace(model, tokens_BS)
+    found = {}
+    for name, (layer, ffn) in routed_layers(model).items():
+        block = model.blocks[layer]
+        assert isinstance(block, Block)
+        rows_TD = block.ffn_norm(block.attend(known.inputs[layer], None)).flatten(0, 1)
+        index_R = torch.arange(min(len(rows_TD), SIMILARITY_ROWS), device=rows_TD.device)
+        weights, outputs = WeightSimilarity(), OutputSimilarity()
+        weights.to(rows_TD.device).update(ffn.experts)
+        context = known.context.select(index_R)
+        outputs.to(rows_TD.device).update(ffn.experts, rows_TD[index_R], context)
+        found[name] = {
+            "weight_similarity": weights.compute(),
+            "output_similarity": outputs.compute(),
+        }
+    return found
+
+
+def means(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """The mean of each number over the layers that have it."""
+    names = dict.fromkeys(name for layer in layers.values() for name in layer)
+    columns = {name: [layer[name] for layer in layers.values() if name in layer] for name in names}
+    return {name: fmean(c) for name, c in columns.items() if isinstance(c[0], int | float)}
+
+
+def table(title: str, found: Mapping[str, Any]) -> Table:
+    shown = Table(title=title, title_justify="left")
+    shown.add_column("layer")
+    for heading in SHOWN.values():
+        shown.add_column(heading, justify="right")
+    for name, figures in [*found["layers"].items(), ("mean", found)]:
+        cells = [f"{figures[key]:.3f}" if key in figures else "–" for key in SHOWN]
+        shown.add_row(name, *cells, end_section=name != "mean" and name == [*found["layers"]][-1])
+    return shown
+
+
+def _windows(parts: Parts, starts: np.ndarray) -> Tensor:
+    """[P, S + 1], long."""
+    index = starts[:, None] + np.arange(parts.model.seq_len + 1)
+    return torch.from_numpy(np.asarray(parts.corpus.val.tokens)[index].astype(np.int64))
