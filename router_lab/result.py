@@ -52,6 +52,7 @@ def result_of(parts: Parts, run: RunDir, evaluation: Evaluation, step: int) -> d
         },
         "quality": evaluation.quality,
         "routing": {"mean": evaluation.mean, "layers": evaluation.layers},
+        "saturation": evaluation.figures.saturation(),
         "curve": evaluation.curve,
     }
 

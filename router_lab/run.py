@@ -72,8 +72,8 @@ def build(config: dict[str, Any]) -> Parts:
         seed=config["seed"],
         **shape,
     )
-    routers = list(model.routers().values())
-    losses = build_losses(config["loss"], routers[0].default_losses if routers else {})
+    ffns = list(model.ffns().values())
+    losses = build_losses(config["loss"], ffns[0].default_losses if ffns else {})
     parts = Parts(config, corpus, model, losses, cost(model), match, budget, None)
     steps = budget.steps(parts.tokens_per_step, parts.cost.flops_per_token)
     return Parts(config, corpus, model, losses, parts.cost, match, budget, steps)
@@ -132,9 +132,11 @@ def _fit(parts: Parts, run: RunDir) -> None:
     from router_lab.board.overview import hparams, write_overview
     from router_lab.callbacks.clock import Clock
     from router_lab.callbacks.evaluation import Evaluation
+    from router_lab.callbacks.layers import LayerFigures
     from router_lab.callbacks.progress import TerminalProgress
     from router_lab.callbacks.status import Status
     from router_lab.callbacks.tensorboard import Board
+    from router_lab.callbacks.watch import ExpertWatch
     from router_lab.data.module import WindowsDataModule
     from router_lab.result import result_of
     from router_lab.task import LMTask
@@ -147,7 +149,11 @@ def _fit(parts: Parts, run: RunDir) -> None:
     table = parts.corpus.token_bytes
     token_bytes = None if table is None else torch.as_tensor(table)
     clock = Clock(parts.budget.amount if parts.steps is None else None)
-    evaluation = Evaluation(clock, parts.tokens_per_step, parts.cost.flops_per_token, token_bytes)
+    watch = ExpertWatch(options["validations"], options["log_every"])
+    figures = LayerFigures(parts.corpus.vocab_size, len(parts.corpus.domains), watch)
+    evaluation = Evaluation(
+        clock, figures, parts.tokens_per_step, parts.cost.flops_per_token, token_bytes
+    )
     task = LMTask(
         torch.compile(parts.model) if options["compile"] else parts.model,  # type: ignore[arg-type]
         parts.losses,
@@ -177,6 +183,7 @@ def _fit(parts: Parts, run: RunDir) -> None:
         log_every_n_steps=10**9,
         callbacks=[
             clock,
+            watch,
             evaluation,
             Board(
                 evaluation,
@@ -184,6 +191,7 @@ def _fit(parts: Parts, run: RunDir) -> None:
                 hparams(config, run.arm, parts.d_hidden, parts.cost.active),
                 config,
                 run.overrides,
+                parts.corpus.domains,
             ),
             TerminalProgress(evaluation, parts.steps),
             Status(run, evaluation, parts.steps),

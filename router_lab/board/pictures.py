@@ -40,7 +40,7 @@ class Heatmap:
     low: float = 0.0
     high: float = 2.0
     scale: Literal["diverging", "sequential"] = "diverging"
-    legend: tuple[str, str] = ("unused", "2× ideal or more")
+    legend: tuple[str, str] = ("unused", "twice the ideal")
 
 
 def draw(panels: Sequence[Heatmap], width: int = 330) -> np.ndarray:

@@ -6,7 +6,7 @@ the layers), cost/, and pictures. Their number does not grow with layers or expe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from router_lab.board.overview import config_text, session_end, session_start
 from router_lab.board.pictures import Heatmap, draw
 from router_lab.callbacks.evaluation import Evaluation
+from router_lab.callbacks.progress import short
 from router_lab.task import StepRecord
 
 SPREAD = {"min": 0.0, "median": 0.5, "max": 1.0}
@@ -30,6 +31,7 @@ class Board(Callback):
     Args:
         row: the run's row in the table of runs (see board.overview.hparams).
         config, overrides: for the text panel.
+        domains: names of the labels in the data.
     """
 
     def __init__(
@@ -39,11 +41,13 @@ class Board(Callback):
         row: Mapping[str, str | float],
         config: Mapping[str, Any],
         overrides: tuple[str, ...],
+        domains: Sequence[str] = (),
     ) -> None:
         self.evaluation = evaluation
         self.log_every = log_every
         self.row = row
         self.text = config_text(config, overrides)
+        self.domains = domains
         self._logged = -1
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
@@ -90,7 +94,7 @@ class Board(Callback):
         self._log(trainer, scalars)
         writer = _writer(trainer)
         if writer is not None and evaluation.layers:
-            for tag, picture in pictures(evaluation).items():
+            for tag, picture in pictures(evaluation, self.domains).items():
                 writer.add_image(f"pictures/{tag}", picture, tokens, dataformats="HWC")
 
     def _log(self, trainer: Trainer, scalars: Mapping[str, float]) -> None:
@@ -103,33 +107,51 @@ def _writer(trainer: Trainer) -> Any:
     return logger.experiment if isinstance(logger, TensorBoardLogger) else None
 
 
-def pictures(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """Load by layer now, and over training for each layer."""
-    from router_lab.callbacks.progress import short
-
-    layers = evaluation.layers
+def pictures(evaluation: Evaluation, domains: Sequence[str]) -> dict[str, np.ndarray]:
+    """Load by layer now and over training, experts chosen together, experts by domain."""
+    figures = evaluation.figures
+    layers = figures.layers
     n_experts = max(len(layer["load"]) for layer in layers.values())
     now = np.full((len(layers), n_experts), np.nan)
     for row, layer in zip(now, layers.values(), strict=True):
         row[: len(layer["load"])] = np.array(layer["load"]) * len(layer["load"])
-    experts = [str(e) for e in range(n_experts)]
-    found = {
-        "load": draw([Heatmap(now, list(layers), experts, "load of each expert, by layer")]),
-    }
+    title = "load of each expert, by layer"
+    found = {"load": draw([Heatmap(now, list(layers), numbers(n_experts), title)])}
     shown = list(layers)[:: -(-len(layers) // MOST_PANELS)]
-    history = [(short(point["tokens"]), point["loads"]) for point in evaluation.loads]
-    panels = []
+    over_time, together, by_domain = [], [], []
     for name in shown:
-        known = [(tokens, loads[name]) for tokens, loads in history if name in loads]
-        values = np.array([load for _, load in known]).T
-        title = f"{name}: load of each expert (row) over training (tokens)"
-        panels.append(
-            Heatmap(
-                values * len(values),
-                [str(e) for e in range(len(values))],
-                [tokens for tokens, _ in known],
-                title,
+        known = [
+            (short(point["tokens"]), loads[name])
+            for point, loads in zip(evaluation.curve, figures.loads, strict=True)
+            if name in loads
+        ]
+        load_EI = np.array([load for _, load in known]).T
+        E = len(load_EI)
+        times = [tokens for tokens, _ in known]
+        title = f"{name}: load of each expert, over tokens"
+        over_time.append(Heatmap(load_EI * E, numbers(E), times, title))
+        drawn = figures.pictures.get(name, {})
+        if "coactivation_EE" in drawn:
+            both_EE = drawn["coactivation_EE"].copy()
+            np.fill_diagonal(both_EE, np.nan)
+            title = f"{name}: column chosen with row"
+            highest = float(np.nanmax(both_EE, initial=1e-9))
+            ends = ("never", f"{highest:.0%} of the time")
+            together.append(
+                Heatmap(both_EE, numbers(E), numbers(E), title, 0, highest, "sequential", ends)
             )
-        )
-    found["load_over_time"] = draw(panels)
+        if "share_DE" in drawn:
+            share_DE = drawn["share_DE"]
+            ratio_DE = share_DE * E / max(layers[name]["k_used"], 1e-9)
+            title = f"{name}: domain (row) by expert"
+            by_domain.append(Heatmap(ratio_DE, list(domains), numbers(E), title))
+    found["load_over_time"] = draw(over_time)
+    if together:
+        found["chosen_together"] = draw(together)
+    if by_domain:
+        found["domains"] = draw(by_domain)
     return found
+
+
+def numbers(n: int) -> list[str]:
+    return [str(i) for i in range(n)]

@@ -28,9 +28,10 @@ class Agreement(Metric):
         self.add_state("agreed", torch.tensor(0.0), dist_reduce_fx="sum")
         self.add_state("tokens", torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, routing: Routing, other_TE: Tensor) -> None:
-        """Args: other_TE: `selection` of the other record of the same tokens, bool."""
-        chosen_TE = selection(routing)
+    def update(self, routing: Routing | Tensor, other_TE: Tensor) -> None:
+        """Args: routing: a record, or its `selection`. other_TE: `selection` of the other record of
+        the same tokens, bool."""
+        chosen_TE = selection(routing) if isinstance(routing, Routing) else routing
         larger_T = torch.maximum(chosen_TE.sum(dim=1), other_TE.sum(dim=1))
         both_T = (chosen_TE & other_TE).sum(dim=1)
         self.agreed = self.agreed + (both_T / larger_T.clamp_min(1)).sum()

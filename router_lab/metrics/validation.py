@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from router_lab.metrics.base import SumMetric
@@ -46,6 +47,12 @@ class ValidationMetrics:
         self.sums = _Sums(n_experts)
         self.vocab = VocabSpecialisation(n_experts, vocab_size) if vocab_size else None
         self.domain = DomainSpecialisation(n_experts, n_domains) if n_domains else None
+
+    def to(self, device: torch.device) -> ValidationMetrics:
+        for metric in (self.sums, self.vocab, self.domain):
+            if metric is not None:
+                metric.to(device)
+        return self
 
     def update(self, routing: Routing, domain_T: Tensor | None = None) -> None:
         """Args: domain_T: domain of each token, long; −1 for none. Needed with `n_domains`."""

@@ -1,0 +1,81 @@
+"""What happens to each expert between validations: its share of training, and its gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+
+from router_lab.ffns.moe import MoE
+from router_lab.metrics.expert_gradients import ExpertGradients
+from router_lab.metrics.utilisation import Utilisation
+from router_lab.task import LMTask, StepRecord
+
+
+class ExpertWatch(Callback):
+    """Utilisation at every training batch, gradient norms every `every` optimiser steps.
+
+    Args:
+        n_intervals: parts that training is cut into, to say when an expert starved.
+        every: optimiser steps between two looks at the gradients.
+    """
+
+    def __init__(self, n_intervals: int, every: int) -> None:
+        self.n_intervals = n_intervals
+        self.every = every
+        self._used: dict[str, Utilisation] = {}
+        self._gradients: dict[str, ExpertGradients] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, task: LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        assert isinstance(task, LMTask)
+        record: StepRecord = outputs["record"]
+        done = task.progress(trainer.global_step)
+        interval = min(int(done * self.n_intervals), self.n_intervals - 1)
+        for name, routing in record.routings.items():
+            if name not in self._used:
+                used = Utilisation(routing.n_experts, self.n_intervals)
+                self._used[name] = used.to(routing.probs_TE.device)
+            self._used[name].update(routing, interval)
+
+    def on_before_optimizer_step(self, trainer: Trainer, task: LightningModule, *_: Any) -> None:
+        if trainer.global_step % self.every:
+            return
+        assert isinstance(task, LMTask)
+        for name, ffn in task.model.ffns().items():
+            if isinstance(ffn, MoE):
+                if name not in self._gradients:
+                    gradients = ExpertGradients(ffn.experts.n_experts)
+                    self._gradients[name] = gradients.to(task.device)
+                self._gradients[name].update(ffn.experts)
+
+    def take(self) -> dict[str, dict[str, Any]]:
+        """By layer, the figures so far; gradients are of the steps since the last call.
+
+        `starving`: share of experts with under a tenth of the fair share in the present interval.
+        `starved_at`: for each expert the share of training after which it first had so little, or
+        None. `gradient_norm`: of each expert; `cv_gradient`: their coefficient of variation.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for name, used in self._used.items():
+            seen = used.compute()
+            at = [None if i is None else i / self.n_intervals for i in seen["starved_at"]]
+            found[name] = {"starving": seen["starving"], "starved_at": at}
+        for name, gradients in self._gradients.items():
+            norm_E = torch.tensor(gradients.compute())
+            gradients.reset()
+            spread = norm_E.std(correction=0) / norm_E.mean().clamp_min(1e-12)
+            found.setdefault(name, {}).update(
+                gradient_norm=norm_E.tolist(), cv_gradient=float(spread)
+            )
+        return found
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: used.taken_IE.cpu() for name, used in self._used.items()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name, taken_IE in state.items():
+            self._used[name] = Utilisation(taken_IE.shape[1], self.n_intervals)
+            self._used[name].taken_IE = taken_IE
