@@ -31,7 +31,8 @@ class Hash(Router):
             count, each to the k experts with the least to do (the paper's balanced assignment).
         token_counts: how often each id occurs in the training text, for `balanced`. Without it all
             ids count alike, which balances the ids and not the tokens.
-        vocab_size: ids in the table where token_counts is not given; larger ids start over.
+        vocab_size: ids in the table where token_counts is not given. In either case an id beyond
+            the table starts over at its top.
         learned_weight: the weights of DeepSeek-V4's hash layers in place of 1/k.
         scale: of the learned weights (DeepSeek-V4: routed_scaling_factor).
     """
