@@ -85,7 +85,7 @@ class LayerRegret:
         - `best_choice_chance`: that share for a choice made blindly among equals
         - `beats`: share of the alternatives that are worse than the choice; a coin has 0.5
         - `swap_nats`: mean change of the loss over the alternatives
-        - `alternatives`: how many there were
+        - `alternatives`: how many there were; `probed`: tokens that had any
         """
         n = len(self.regret)
         if n == 0:
@@ -100,6 +100,7 @@ class LayerRegret:
             "beats": fmean(self.beats),
             "swap_nats": fmean(self.swap),
             "alternatives": fmean(self.alternatives),
+            "probed": n,
         }
 
 

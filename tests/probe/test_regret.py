@@ -142,6 +142,7 @@ def test_regret_equals_the_loss_under_each_choice(position: int) -> None:
             "beats": sum(x > 0 for t in totals for x in t) / 10,
             "swap_nats": sum(map(sum, totals)) / 10,
             "alternatives": 5,
+            "probed": 2,
         }
         summary = found[name].summary()
         assert summary.pop("regret_nats_se") >= 0

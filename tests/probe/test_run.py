@@ -1,0 +1,100 @@
+"""`router-lab probe` on a run's folder."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from router_lab.errors import UserError
+from router_lab.paths import conf_dir
+from router_lab.probe.run import Job, probe
+from router_lab.registry import ROUTERS
+from router_lab.run import build, load_run
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROUTER_LAB_CACHE", str(tmp_path / "cache"))
+
+
+def finished_run(folder: Path, *overrides: str, result: bool = True) -> Path:
+    """The folder of a run that was never trained, as training would leave it."""
+    ROUTERS.store_configs()
+    shape = ["model=nano", "data=languages", "data.n_tokens=50000"]
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        cfg = compose("config", [*shape, *overrides])
+    config = OmegaConf.to_container(cfg, resolve=True)
+    assert isinstance(config, dict)
+    folder.mkdir(parents=True)
+    OmegaConf.save(OmegaConf.create(config), folder / "config.yaml")
+    torch.save(build(config).model.state_dict(), folder / "final.ckpt")
+    if result:
+        content = {"schema": 1, "arm": "mine", "seed": 3, "quality": {"loss": 1.0}}
+        (folder / "result.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_figures_are_added_to_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished_run(tmp_path / "run")
+    probe([str(folder)], tokens=3)
+    result = json.loads((folder / "result.json").read_text())
+    assert result["quality"] == {"loss": 1.0}
+    found = result["probe"]
+    assert found["tokens"] == 3 and found["seconds"] > 0
+    layers = found["layers"]
+    assert list(layers) == ["layer0", "layer1"]
+    for layer in layers.values():
+        assert layer["alternatives"] == 27 and len(layer["knockout"]) == 8
+        assert 0 <= layer["best_choice"] <= 1 and layer["regret_nats"] >= 0
+        assert layer["knockout_nats"] == pytest.approx(sum(layer["knockout"]) / 8)
+        assert -0.1 < layer["weight_similarity"] < 0.1  # fresh weights are alike by chance only
+    for name in ("regret_nats", "best_choice", "knockout_nats", "output_similarity"):
+        mean = (layers["layer0"][name] + layers["layer1"][name]) / 2
+        assert found[name] == pytest.approx(mean), name
+    out = capsys.readouterr().out
+    assert "mine, seed 3: 3 tokens × 2 layers, 162 other choices; 32 knock-outs" in out
+    assert "layer1" in out and "mean" in out
+
+
+def test_the_same_tokens_each_time(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "run")
+    one, two = (Job(load_run(folder), 4) for _ in range(2))
+    assert torch.equal(one.windows, two.windows) and one.positions == two.positions
+    first, second = one.run(), two.run()
+    assert first["layers"] == second["layers"]
+
+
+def test_progress_ends_where_the_announcement_said(tmp_path: Path) -> None:
+    job, done = Job(load_run(finished_run(tmp_path / "run")), 4), []
+    job.run(done.append)
+    assert sum(done) == job.total == 4 * 2 * 27 + 2 * 8 * 2
+    assert "one at a time" not in job.describe()
+
+
+def test_sequences_that_compete_are_computed_one_at_a_time(tmp_path: Path) -> None:
+    job, done = Job(load_run(finished_run(tmp_path / "run", "router=switch")), 4), []
+    layers = job.run(done.append)["layers"]
+    assert "one at a time" in job.describe()
+    assert set(done) == {1}
+    # A token whose one expert was full has no choice to judge.
+    assert sum(done) - 2 * 8 * 2 == 7 * sum(layer.get("probed", 0) for layer in layers.values())
+
+
+def test_mistakes_are_sentences(tmp_path: Path) -> None:
+    folder = finished_run(tmp_path / "dense", "ffn=mlp")
+    with pytest.raises(UserError, match="no routed layer"):
+        probe([str(folder)])
+    with pytest.raises(UserError, match="--tokens=0"):
+        probe([str(folder)], tokens=0)
+    unfinished = finished_run(tmp_path / "unfinished", result=False)
+    with pytest.raises(UserError, match=r"no result\.json"):
+        probe([str(unfinished)])
+    with pytest.raises(UserError, match="not the folder of a finished run"):
+        probe([str(tmp_path)])
