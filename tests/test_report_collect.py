@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
-import subprocess
-import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +13,7 @@ from fake_runs import ARMS, result_of, status_of, write_grid, write_run, write_s
 from router_lab.errors import UserError
 from router_lab.report.collect import Collection, collect
 from router_lab.report.files import find_runs, number, state_of
+from router_lab.status import lock
 
 
 def reasons(collection: Collection) -> dict[str, str]:
@@ -36,8 +34,7 @@ def test_every_finished_run_is_read(tmp_path: Path) -> None:
 def test_each_run_without_a_result_is_left_out_with_its_reason(tmp_path: Path) -> None:
     write_grid(tmp_path, seeds=[0])
     write_status(tmp_path, "mlp", 1, "failed", reason="ValueError: boom")
-    write_status(tmp_path, "mlp", 2, "running", step=40, pid=os.getpid(),
-                 host=socket.gethostname(), updated=now())  # fmt: skip
+    write_status(tmp_path, "mlp", 2, "running", step=40, updated=now())
     write_status(tmp_path, "mlp", 3, "interrupted", step=70)
     write_status(tmp_path, "mlp", 4, "finished")
     write_status(tmp_path, "mlp", 5, "running", updated="2020-01-01T00:00:00+00:00")
@@ -101,15 +98,18 @@ def test_a_missing_folder_is_refused_in_a_sentence(tmp_path: Path) -> None:
         collect([tmp_path / "nowhere"])
 
 
-def test_a_running_status_is_lost_when_its_process_is_gone() -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    child.wait()
-    here = {"host": socket.gethostname(), "updated": now()}
-    assert state_of(status_of("a", 0, "running", pid=child.pid, **here))[0] == "lost"
-    assert state_of(status_of("a", 0, "running", pid=os.getpid(), **here))[0] == "running"
-    # The same number on another machine says nothing about this one.
-    elsewhere = {"host": "elsewhere", "updated": now()}
-    assert state_of(status_of("a", 0, "running", pid=child.pid, **elsewhere))[0] == "running"
+def test_a_run_here_is_lost_when_nobody_holds_its_lock(tmp_path: Path) -> None:
+    here = status_of("a", 0, "running", host=socket.gethostname(), updated="2020-01-01T00:00:00Z")
+    assert state_of(tmp_path, here) == ("lost", "its process ended without a word")
+    with lock(tmp_path):
+        assert state_of(tmp_path, here) == ("running", None)
+
+
+def test_a_run_elsewhere_is_lost_when_it_is_silent(tmp_path: Path) -> None:
+    there = status_of("a", 0, "running", updated="2025-01-01T00:00:00+00:00")
+    then = datetime(2025, 1, 1, tzinfo=UTC).timestamp()
+    assert state_of(tmp_path, there, then + 1700)[0] == "running"
+    assert state_of(tmp_path, there, then + 1900) == ("lost", "silent for 32 minutes on elsewhere")
 
 
 def test_number_reads_only_finite_numbers() -> None:

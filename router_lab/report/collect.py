@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from router_lab.report.files import SCHEMA, RunFiles, find_runs, number, read_run, state_of
+from router_lab.report.files import RunFiles, find_runs, number, progress, read_run, state_of
+from router_lab.status import SCHEMA
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def _sort_out(files: RunFiles) -> Run | LeftOut:
     if files.broken:
         return left_out("unreadable", files.broken)
     if result is None:
-        return left_out(*_unfinished(files.status))
+        return left_out(*_unfinished(files))
     if result.get("schema") != SCHEMA:
         reason = f"its result.json has schema {result.get('schema')}, this version reads {SCHEMA}"
         return left_out("other schema", reason)
@@ -99,11 +100,12 @@ def _sort_out(files: RunFiles) -> Run | LeftOut:
     return Run(files.path, result, str(status.get("started") or ""), done)
 
 
-def _unfinished(status: dict[str, Any] | None) -> tuple[str, str]:
+def _unfinished(files: RunFiles) -> tuple[str, str]:
+    status = files.status
     if status is None:
         return "unreadable", "it has neither status.json nor result.json"
-    where = f"at step {status.get('step', '?')} of {status.get('steps', '?')}"
-    state, reason = state_of(status)
+    where = f"at step {progress(status)}"
+    state, reason = state_of(files.path, status)
     if state == "finished":
         return "unreadable", "it says finished, but there is no result.json"
     if state == "running":

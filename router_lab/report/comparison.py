@@ -103,6 +103,24 @@ class Comparison:
         return signs
 
     @cached_property
+    def level(self) -> dict[str, dict[int, float]]:
+        """Bits per byte by arm and seed, without the luck that a seed brings to all arms alike.
+
+        A seed's luck is the mean of its runs less the mean of all (Cousineau 2005); it is taken off
+        where all arms have the same seeds, so no arm's mean moves. Otherwise nothing is taken off.
+        """
+        values = {row.name: row.arm.values(QUALITY) for row in self.rows}
+        seeds = [set(found) for found in values.values()]
+        if any(found != seeds[0] for found in seeds):
+            return values
+        luck = {s: sum(found[s] for found in values.values()) / len(values) for s in seeds[0]}
+        usual = sum(luck.values()) / len(luck)
+        return {
+            name: {seed: value - luck[seed] + usual for seed, value in found.items()}
+            for name, found in values.items()
+        }
+
+    @cached_property
     def pairs(self) -> dict[tuple[str, str], Difference]:
         """The difference first − second of any two arms that share a seed, better arm first.
 

@@ -29,27 +29,46 @@ class Band:
         return float(np.interp(x, self.x, self.mean))
 
 
-def band(arm: Arm, by: str = "tokens", of: str = "bits_per_byte") -> Band | None:
+def band(
+    arm: Arm, by: str = "tokens", of: str = "bits_per_byte", less: Arm | None = None
+) -> Band | None:
     """The curve of `of` against `by` where all seeds have it; None without a curve.
 
-    The seeds' own points are used where they agree (tokens), otherwise (seconds) the curves are
-    interpolated linearly at 60 points.
+    With `less`, the difference arm − less of the runs with the same seed. The runs' own points are
+    used where they agree (tokens), otherwise (seconds) curves are interpolated at 60 points.
     """
-    curves = [curve for run in arm.runs if len(curve := _curve(run.result, by, of)) > 1]
-    if not curves:
-        return None
-    first = curves[0][:, 0]
-    if all(len(c) == len(first) and np.allclose(c[:, 0], first, rtol=1e-6) for c in curves):
-        x = first
+    mine = _curves(arm, by, of)
+    if less is not None:
+        its = _curves(less, by, of)
+        mine = {seed: curve for seed, curve in mine.items() if seed in its}
+        pairs = [(curve, its[seed]) for seed, curve in mine.items()]
+        x = _common_x([curve for pair in pairs for curve in pair])
+        y = [np.interp(x, *curve.T) - np.interp(x, *other.T) for curve, other in pairs]
     else:
+        x = _common_x(list(mine.values()))
+        y = [np.interp(x, *curve.T) for curve in mine.values()]
+    if not len(x):
+        return None
+    table = np.stack(y)
+    return Band(x, table.mean(0), table.min(0), table.max(0), len(y))
+
+
+def _curves(arm: Arm, by: str, of: str) -> dict[int, np.ndarray]:
+    found = {run.seed: _curve(run.result, by, of) for run in arm.runs}
+    return {seed: curve for seed, curve in found.items() if len(curve) > 1}
+
+
+def _common_x(curves: list[np.ndarray]) -> np.ndarray:
+    """Ascending points at which every curve is known; empty where there are none."""
+    if not curves:
+        return np.empty(0)
+    x = curves[0][:, 0]
+    if not all(len(c) == len(x) and np.allclose(c[:, 0], x, rtol=1e-6) for c in curves):
         start, end = max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves)
-        if start >= end:
-            return None
-        x = np.linspace(start, end, POINTS)
+        x = np.linspace(start, end, POINTS) if start < end else np.empty(0)
     if len(x) > 4 * POINTS:  # a point a pixel is enough
         x = np.interp(np.linspace(0, len(x) - 1, 4 * POINTS), np.arange(len(x)), x)
-    y = np.stack([np.interp(x, c[:, 0], c[:, 1]) for c in curves])
-    return Band(x, y.mean(0), y.min(0), y.max(0), len(curves))
+    return x
 
 
 def _curve(result: dict[str, object], by: str, of: str) -> np.ndarray:

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from router_lab.errors import UserError
+from router_lab.status import is_locked
 
-SCHEMA = 1
 RUN_FILES = frozenset({"result.json", "status.json", "overrides.yaml"})
-SILENT_SECONDS = 1800.0  # a run that says nothing for half an hour has stopped
+SILENT_SECONDS = 1800.0  # a run elsewhere that says nothing for half an hour has stopped
 
 
 @dataclass(frozen=True)
@@ -95,33 +95,33 @@ def _read_json(path: Path) -> tuple[dict[str, Any] | None, str | None]:
     raise AssertionError("unreachable")
 
 
-def state_of(status: dict[str, Any], now: float | None = None) -> tuple[str, str | None]:
-    """The state of a run and the reason for it.
+def state_of(
+    folder: Path, status: dict[str, Any], now: float | None = None
+) -> tuple[str, str | None]:
+    """The state of a run and the reason for it: finished, running, failed, interrupted or lost.
 
-    States: finished, running, failed, interrupted, lost. *Lost* is what no run can write about
-    itself: it says running, but its process is gone or it has been silent for half an hour.
+    *Lost* is what no run can write about itself. It says running, but on this machine nobody holds
+    its lock, or, on another one, it has been silent for half an hour.
     """
     state = str(status.get("state") or "unknown")
     reason = status.get("reason")
     if state != "running":
         return state, None if reason is None else str(reason)
-    pid = status.get("pid")
-    if isinstance(pid, int) and status.get("host") == socket.gethostname() and not _alive(pid):
-        return "lost", f"its process {pid} is gone"
+    if status.get("host") == socket.gethostname():
+        if is_locked(folder):
+            return "running", None
+        return "lost", "its process ended without a word"
     silent = seconds_since(status.get("updated"), now)
     if silent is not None and silent > SILENT_SECONDS:
-        return "lost", f"silent for {silent / 60:.0f} minutes"
+        return "lost", f"silent for {silent / 60:.0f} minutes on {status.get('host')}"
     return "running", None
 
 
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+def progress(status: dict[str, Any]) -> str:
+    """`40 of 200`; the first number alone where the steps are not known (a budget of seconds)."""
+    step, steps = number(status, "step"), number(status, "steps")
+    known = "?" if step is None else f"{step:.0f}"
+    return known if not steps else f"{known} of {steps:.0f}"
 
 
 def seconds_since(iso: Any, now: float | None = None) -> float | None:

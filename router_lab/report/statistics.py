@@ -99,8 +99,8 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return corrected
 
 
-def seeds_needed(mean: float, sd: float | None, power: float = POWER) -> int | None:
-    """Seeds for a paired t-test (5%, two-sided) to find such a difference with this power.
+def seeds_needed(mean: float, sd: float | None, alpha: float = ALPHA) -> int | None:
+    """Seeds for a two-sided paired t-test at level alpha to find such a difference, power 0.8.
 
     `mean` and `sd` describe the difference per seed, taken as the truth. The power is exact
     (noncentral t). None when more than MOST_SEEDS or when there is no spread to go by.
@@ -110,28 +110,28 @@ def seeds_needed(mean: float, sd: float | None, power: float = POWER) -> int | N
     if sd == 0.0:
         return None if mean == 0.0 else 2
     effect = abs(mean) / sd
-    low, high = 1, 2  # power(low) < wanted <= power(high), once the loop is through
-    while power_of(effect, high) < power:
+    low, high = 1, 2  # power(low) < POWER <= power(high), once the loop is through
+    while power_of(effect, high, alpha) < POWER:
         low, high = high, 2 * high
         if low >= MOST_SEEDS:
             return None
     while high - low > 1:
         middle = (low + high) // 2
-        if power_of(effect, middle) < power:
+        if power_of(effect, middle, alpha) < POWER:
             low = middle
         else:
             high = middle
     return high if high <= MOST_SEEDS else None
 
 
-def power_of(effect: float, n: int) -> float:
-    """Chance that the paired t-test at 5% finds a difference of `effect` standard deviations.
+def power_of(effect: float, n: int, alpha: float = ALPHA) -> float:
+    """Chance that the paired t-test at level alpha finds a difference of `effect` deviations (sd).
 
     With U = sample sd / true sd and Z standard normal, the test rejects where
     |Z + effect √n| > t U; integrated over the density of U (a scaled chi) by the midpoint rule.
     """
     df = n - 1
-    critical = t_quantile(1.0 - ALPHA / 2, df)
+    critical = t_quantile(1.0 - alpha / 2, df)
     shift = effect * math.sqrt(n)
     low, high = max(0.0, 1.0 - 7.0 / math.sqrt(2 * df)), 1.0 + 7.0 / math.sqrt(2 * df)
     step = (high - low) / 400

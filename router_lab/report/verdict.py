@@ -12,7 +12,8 @@ from router_lab.report.comparison import (
     Row,
 )
 from router_lab.report.curves import FALL
-from router_lab.report.statistics import Difference, seeds_needed
+from router_lab.report.seeds import seeds_for_pair
+from router_lab.report.statistics import Difference
 from router_lab.report.text import count, duration, fixed, listing, p_value, percent, si
 
 MAX_VIO = "routing.mean.max_vio"
@@ -103,12 +104,9 @@ def _against_the_others(comparison: Comparison, best: Row, bits: str) -> tuple[s
         f"It leads the runner-up, {second}, by {fixed(-difference.mean, 4)} bits per byte"
         f"{_test_words(difference, -1)} {tests}"
     )
-    needed = seeds_needed(difference.mean, difference.sd)
+    needed = seeds_for_pair(comparison, difference)
     if needed is not None and not difference.real:
-        reason += (
-            f"; if that is the true difference, a test of these two alone would find it with "
-            f"{needed} seeds in 8 cases of 10"
-        )
+        reason += f"; if that is the true difference, {needed} seeds would show it in 8 cases of 10"
     return answer, reason + "."
 
 

@@ -1,0 +1,240 @@
+"""The comparison as figures, PNG and SVG. matplotlib is imported when the first one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from router_lab.report.comparison import Comparison, Row
+from router_lab.report.curves import AXES, Band, band, loads
+from router_lab.report.draw import (
+    LOOK,
+    UNNAMED,
+    name_ends,
+    name_points,
+    new_figure,
+    square_root_axis,
+)
+from router_lab.report.statistics import estimate
+from router_lab.report.style import Style, darker, in_focus, styles
+from router_lab.report.text import fixed
+from router_lab.report.verdict import MAX_VIO
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Points = list[tuple[float, float]]
+
+
+def write_figures(comparison: Comparison, out: Path) -> list[str]:
+    """Draw what there is data for; the names of the figures written, without their endings.
+
+    A figure that cannot be drawn any more is removed, so that none is stale.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    written = []
+    drawn = {"quality_imbalance": quality_imbalance, "curves": curves, "loads": load_heatmaps}
+    with matplotlib.rc_context(LOOK):
+        for name, draw in drawn.items():
+            figure = draw(comparison)
+            if figure is not None:
+                written.append(name)
+            for ending in ("png", "svg"):
+                path = out / f"{name}.{ending}"
+                if figure is None:
+                    path.unlink(missing_ok=True)
+                else:  # no date, so that the same runs give the same file
+                    figure.savefig(path, metadata={"Date": None} if ending == "svg" else None)
+    return written
+
+
+def quality_imbalance(comparison: Comparison) -> Figure | None:
+    """Bits per byte against MaxVio: down and to the left is better. None without routed arms."""
+    look, focus = styles(comparison), {row.name for row in in_focus(comparison)}
+    routed = [row for row in comparison.rows if row.arm.values(MAX_VIO)]
+    if not routed:
+        return None
+    dense = [row for row in comparison.rows if row.name in focus and row not in routed]
+    figure, (axes,) = new_figure(6.2, 4.2, names=[row.name for row in dense])
+    points = {row.name: (row.arm.mean(MAX_VIO) or 0.0, row.quality.mean) for row in routed}
+    front = pareto_front(list(points.values()))
+    axes.plot(*zip(*front, strict=True), color="#9a9a9a", lw=1, ls=":", drawstyle="steps-post")
+    obstacles: Points = list(front)
+    for row in routed:
+        obstacles += _point(axes, comparison, row, look[row.name], row.name in focus)
+    right = max(x for x, _ in obstacles)
+    for row in dense:
+        axes.axhline(row.quality.mean, color=look[row.name].colour, lw=1.2, zorder=1)
+        obstacles += [(x, row.quality.mean) for x in np.square(np.linspace(0, right**0.5, 40))]
+    square_root_axis(axes, right)
+    axes.grid(True)
+    axes.set_xlabel("imbalance: MaxVio on the validation text (0 is balanced; square-root scale)")
+    axes.set_ylabel("bits per byte")
+    axes.set_title("Quality against balance: better is down and left")
+    name_ends(axes, {row.name: (axes.get_xlim()[1], row.quality.mean) for row in dense}, look)
+    name_points(axes, {n: xy for n, xy in points.items() if n in focus}, obstacles, look)
+    return figure
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> Points:
+    """The points that no other beats in one number without losing in the other, left to right."""
+    front: Points = []
+    for point in sorted(set(points)):
+        if not front or point[1] < front[-1][1]:
+            front.append(point)
+    return front
+
+
+def _point(axes: Axes, comparison: Comparison, row: Row, look: Style, named: bool) -> Points:
+    """An arm's seeds as dots, its mean as a marker, from three seeds on with 95% intervals.
+
+    Returns the data points covered, for the names to keep clear of.
+    """
+    vio, bits = row.arm.values(MAX_VIO), comparison.level[row.name]
+    seeds = [(vio[seed], bits[seed]) for seed in sorted(vio.keys() & bits.keys())]
+    colour = look.colour if named else UNNAMED
+    x, y = row.arm.mean(MAX_VIO) or 0.0, row.quality.mean
+    covered = list(seeds)
+    if len(seeds) >= 3 and named:
+        across, up = (estimate(list(values)).half or 0.0 for values in zip(*seeds, strict=True))
+        for ends in (((max(0.0, x - across), x + across), (y, y)), ((x, x), (y - up, y + up))):
+            axes.plot(*ends, color=colour, lw=1.2, alpha=0.6, clip_on=True)
+            covered += zip(*(np.linspace(*end, 25).tolist() for end in ends), strict=True)
+    axes.plot(*zip(*seeds, strict=True), ".", ms=5, color=colour, alpha=0.5, mew=0, clip_on=False)
+    style: Any = {"ms": 7.5, "mec": "white", "mew": 0.8, "zorder": 5, "clip_on": False}
+    axes.plot(x, y, look.marker, color=colour, **style)
+    return covered
+
+
+def curves(comparison: Comparison) -> Figure | None:
+    """Learning curves, and beside them the same as differences from the baseline, seed by seed."""
+    by, base = comparison.by, comparison.baseline.arm
+    rows = comparison.in_grid_order
+    bands = {row.name: found for row in rows if (found := band(row.arm, by)) is not None}
+    if not bands:
+        return None
+    differences = {
+        row.name: found
+        for row in rows
+        if row.arm is not base and (found := band(row.arm, by, less=base)) is not None
+    }
+    panels = 2 if differences else 1
+    names = [row.name for row in in_focus(comparison) if row.name in bands]
+    figure, axes = new_figure(5.0, 4.2, panels, names)
+    several = comparison.seeds[1] > 1
+    left, right = axes[0], axes[-1]
+    _lines(left, comparison, bands)
+    left.set_ylabel("bits per byte on the validation text")
+    says = ["band: lowest to highest seed"] if several else []
+    if others := len(bands) - len(names):
+        says.append(f"grey: {others} other arms")
+    left.set_title("Learning curves" + (f" ({'; '.join(says)})" if says else ""))
+    shown = differences or bands
+    ends = {name: (float(found.x[-1]), float(found.mean[-1])) for name, found in shown.items()}
+    if differences:
+        _lines(right, comparison, differences)
+        right.axhline(0, color=styles(comparison)[base.name].colour, lw=1.6)
+        right.set_title(f"Difference from {base.name}" + (", paired by seed" if several else ""))
+        right.set_ylabel("bits per byte")
+        ends[base.name] = (float(right.get_xlim()[1]), 0.0)
+        low, high = right.get_ylim()
+        right.set_ylim(min(low, -0.05 * (high - low)), max(high, 0.05 * (high - low)))
+    ends = {row.name: ends[row.name] for row in in_focus(comparison) if row.name in ends}
+    name_ends(right, ends, styles(comparison))
+    return figure
+
+
+def _lines(axes: Axes, comparison: Comparison, bands: Mapping[str, Band]) -> None:
+    look, focus = styles(comparison), {row.name for row in in_focus(comparison)}
+    for name, found in bands.items():
+        named = name in focus
+        colour = look[name].colour if named else UNNAMED
+        if named and found.n > 1:
+            axes.fill_between(found.x, found.low, found.high, color=colour, alpha=0.1, lw=0)
+        line = axes.plot(found.x, found.mean, color=colour, lw=1.6 if named else 0.7)[0]
+        line.set_zorder(3 if named else 1)
+        if look[name].dash and named:
+            line.set_dashes(look[name].dash)
+    end = max(float(found.x[-1]) for found in bands.values())
+    axes.set_xlim(0, end)
+    axes.set_ylim(*_interesting(list(bands.values())))
+    axes.grid(True)
+    axes.set_xlabel(AXES[comparison.by])
+    axes.xaxis.set_major_locator(_locator())
+    axes.xaxis.set_major_formatter(_engineering)
+
+
+def _locator() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(5, steps=[1, 2, 2.5, 5, 10])
+
+
+def _engineering(value: float, _position: float) -> str:
+    for power, prefix in ((18, "E"), (15, "P"), (12, "T"), (9, "G"), (6, "M"), (3, "k")):
+        if abs(value) >= 10**power:
+            return f"{value / 10**power:g}{prefix}"
+    return f"{value:g}"
+
+
+def _interesting(bands: Sequence[Band]) -> tuple[float, float]:
+    """Limits that leave out the beginning, in which no arms can be told apart."""
+    late = [found.x >= 0.25 * found.x[-1] for found in bands]
+    low = min(float(found.low[kept].min()) for found, kept in zip(bands, late, strict=True))
+    high = max(float(found.high[kept].max()) for found, kept in zip(bands, late, strict=True))
+    room = 0.04 * (high - low) or 0.01
+    return low - room, high + room
+
+
+def load_heatmaps(comparison: Comparison) -> Figure | None:
+    """Side by side, the load of each expert in each layer, the busiest on the left."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    rows = in_focus(comparison)
+    tables = {row.name: found for row in rows if (found := loads(row.arm)) is not None}
+    if not tables:
+        return None
+    columns = min(4, len(tables))
+    lines = -(-len(tables) // columns)
+    layers = max(len(names) for names, _ in tables.values())
+    height = lines * (0.62 + min(2.4, max(0.7, 0.2 * layers))) + 0.5
+    figure = Figure(figsize=(1.9 * columns + 1.1, height), layout="constrained")
+    grid = figure.subplots(lines, columns, squeeze=False)
+    shades = ["#08365c", "#0072b2", "#8fc1e3", "#fafafa", "#f3b48c", "#d55e00", "#7a2d00"]
+    colours = LinearSegmentedColormap.from_list("load", shades)
+    look, image = styles(comparison), None
+    vio = {row.name: fixed(row.arm.mean(MAX_VIO), 2) for row in rows}
+    for axes in grid.flat[len(tables) :]:
+        axes.axis("off")
+    for index, (name, (names, table)) in enumerate(tables.items()):
+        axes, first = grid.flat[index], index % columns == 0
+        shown = np.log2(np.maximum(table, 0.125))
+        image = axes.imshow(shown, cmap=colours, vmin=-2, vmax=2, aspect="auto")
+        idle = np.argwhere(table == 0)
+        axes.plot(idle[:, 1], idle[:, 0], "x", color="white", ms=4, mew=1)
+        ticks = range(0, len(names), max(1, -(-len(names) // 12)))
+        axes.set_yticks(ticks, [names[i].replace("layer", "") if first else "" for i in ticks])
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
+        axes.set_title(name, fontsize=8.5, color=darker(look[name].colour), pad=4)
+        axes.set_xlabel(f"{table.shape[1]} experts · MaxVio {vio[name]}", fontsize=7.5)
+        if first:
+            axes.set_ylabel("layer")
+    figure.suptitle(
+        "Load of each expert, busiest on the left (mean over seeds; × got nothing)",
+        x=0.01, ha="left", fontsize=10.5, fontweight="bold",
+    )  # fmt: skip
+    assert image is not None
+    bar = figure.colorbar(image, ax=grid, shrink=min(1.0, 2.4 / height), aspect=14, pad=0.02)
+    bar.set_ticks([-2, -1, 0, 1, 2], labels=["≤ ¼", "½", "fair", "2", "≥ 4"])
+    bar.set_label("load / fair share")
+    bar.outline.set_visible(False)
+    return figure

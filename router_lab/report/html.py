@@ -1,0 +1,157 @@
+"""One self-contained report.html: nothing is loaded from anywhere, it can be sent by mail.
+
+The page is the template with text and tables made here; the figures are drawn in the browser by
+the scripts in `page/` from the aggregated numbers of `page_data`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from datetime import datetime
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from router_lab.report.columns import COST, WORTH
+from router_lab.report.comparison import Comparison
+from router_lab.report.curves import AXES
+from router_lab.report.html_parts import (
+    arms_table,
+    command_line,
+    items,
+    left_out_section,
+    seeds_section,
+)
+from router_lab.report.page_data import page_data
+from router_lab.report.style import BASELINE, PALETTE, darker, in_focus, lighter
+from router_lab.report.text import count
+from router_lab.report.verdict import notes, verdict
+
+PAGE = Path(__file__).parent / "page"
+CURVES = "The steep beginning is cut off. Press an arm to hide or show it."
+BANDS = " Bands reach from the lowest to the highest seed."
+SCATTER = (
+    "Better is down and to the left; the dotted line joins the arms that no other beats in both "
+    "(the Pareto front). Lines across are arms without a router."
+)
+DOTS = (
+    " Small dots are seeds, less the luck that a seed brings to all arms alike; bars are 95% "
+    "intervals, drawn from three seeds on."
+)
+LOADS = (
+    "A row is a layer, a column an expert. White is the fair share, blue less, orange more; "
+    "an expert struck through got nothing. What "
+    "number an expert has means nothing from seed to seed, so experts are put in order before "
+    "seeds are averaged."
+)
+SCALE = '<div class="scale">¼ or less <i id="loads-scale"></i> 4 times the fair share or more</div>'
+SCRIPTS = ("core.js", "curves.js", "scatter.js", "loads.js", "page.js")
+
+
+def page(comparison: Comparison, command: str) -> str:
+    """The page; `command` is what made it and is shown beside every figure."""
+    said, data = verdict(comparison), page_data(comparison)
+    parts = {
+        "title": escape(f"{_grids(comparison)} – router_lab"),
+        "css": _file("page.css"),
+        "colours": _colours(),
+        "kicker": escape(_kicker(comparison)),
+        "question": escape(said.question),
+        "answer": escape(said.answer),
+        "reasons": items(said.reasons),
+        "notes": items(notes(comparison)),
+        "worth": arms_table(comparison, WORTH),
+        "cost": arms_table(comparison, COST),
+        "figures": _figures(comparison, data, command),
+        "seeds": seeds_section(comparison),
+        "left_out": left_out_section(comparison),
+        "command": command_line(command),
+        "commands": "\n".join(command_line(str(row.arm.first.get("command") or "unknown"), row.name)
+                              for row in in_focus(comparison)),
+        "versions": escape(_versions(comparison)),
+        # "</script>" in a name must not end the block that it stands in.
+        "data": json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c"),
+        "js": "\n".join(map(_file, SCRIPTS)),
+    }  # fmt: skip
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], _file("template.html"))
+
+
+def _file(name: str) -> str:
+    return (PAGE / name).read_text(encoding="utf-8")
+
+
+def _colours() -> str:
+    """Colours of arms as CSS variables: for areas and for text, on light and on dark ground."""
+    palette = (BASELINE, *PALETTE)
+    light = [f"--arm-{i}: {c}; --ink-{i}: {darker(c)};" for i, c in enumerate(palette)]
+    dark = [
+        f"--arm-{i}: {lighter(c, 0.3)}; --ink-{i}: {lighter(c)};" for i, c in enumerate(palette)
+    ]
+    scheme = "@media (prefers-color-scheme: dark)"
+    return f":root {{ {' '.join(light)} }}\n{scheme} {{ :root {{ {' '.join(dark)} }} }}"
+
+
+def _grids(comparison: Comparison) -> str:
+    names = {run.grid for row in comparison.rows for run in row.arm.runs}
+    return ", ".join(sorted(names - {""})) or comparison.dirs[0].name
+
+
+def _kicker(comparison: Comparison) -> str:
+    done = max(run.done for row in comparison.rows for run in row.arm.runs)
+    least, most = comparison.seeds
+    seeds = count(most, "seed") if least == most else f"{least} to {most} seeds"
+    last = datetime.fromtimestamp(done).strftime("%Y-%m-%d %H:%M")
+    return (
+        f"router_lab · {_grids(comparison)} · {count(len(comparison.rows), 'arm')}, {seeds}, "
+        f"{count(comparison.runs, 'run')} · last run finished {last}"
+    )
+
+
+def _versions(comparison: Comparison) -> str:
+    first = comparison.baseline.arm.first
+    versions = first.get("versions") or {}
+    made = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return f"Made with {made or 'unknown versions'}, on {first.get('device') or 'unknown device'}."
+
+
+def _figures(comparison: Comparison, data: dict[str, Any], command: str) -> str:
+    """The sections of the figures that there is data for."""
+    arms, sections, several = data["arms"], [], data["seeds"] > 1
+    if any(curve for arm in arms for curve in arm["curves"].values()):
+        by = _choice("curves-by", {**AXES, "flops": "FLOPs"}, comparison.by)
+        shown = {"bits_per_byte": "bits per byte", "max_vio": "MaxVio"}
+        if len(arms) > 1:
+            shown["difference"] = f"difference from {comparison.baseline.name}"
+        of = _choice("curves-of", shown, "bits_per_byte")
+        tools = f'<div class="tools"><span>against {by}</span><span>show {of}</span></div>'
+        sections.append(
+            _figure("curves", "Learning curves", CURVES + BANDS * several, tools, command)
+        )
+    if any(arm["scatter"] for arm in arms):
+        sections.append(
+            _figure("scatter", "Quality against balance", SCATTER + DOTS * several, "", command)
+        )
+    if seeds := [arm["loads"]["seed"] for arm in arms if arm["loads"]]:
+        numbered = f"as numbered, seed {seeds[0]}"
+        views = {"sorted": "busiest first, mean over seeds", "numbered": numbered}
+        tools = f'<div class="tools">{_choice("loads-view", views, "sorted")}</div>{SCALE}'
+        sections.append(_figure("loads", "Load of the experts", LOADS, tools, command, "heat"))
+    return "\n".join(sections)
+
+
+def _figure(name: str, title: str, lead: str, tools: str, command: str, kind: str = "chart") -> str:
+    return (
+        f'<section id="{name}"><h2>{title}</h2><p class="lead">{escape(lead)}</p>'
+        f'<div class="chips"></div>{tools}<div class="{kind}" id="{name}-chart"></div>'
+        f"{command_line(command, 'made by')}</section>"
+    )
+
+
+def _choice(name: str, options: dict[str, str], pressed: str) -> str:
+    buttons = "".join(
+        f'<button type="button" value="{value}" aria-pressed="{str(value == pressed).lower()}">'
+        f"{escape(shown)}</button>"
+        for value, shown in options.items()
+    )
+    return f'<span class="choice" id="{name}">{buttons}</span>'

@@ -1,0 +1,111 @@
+"""The numbers behind the interactive figures of the page: aggregated per arm, rounded, small."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from router_lab.report.arms import Arm
+from router_lab.report.comparison import Comparison, Row
+from router_lab.report.curves import AXES, Band, band, layer_loads, loads
+from router_lab.report.figures import pareto_front
+from router_lab.report.statistics import estimate
+from router_lab.report.style import in_focus, styles
+from router_lab.report.verdict import MAX_VIO
+
+MOST_POINTS = 80  # of a curve: enough for a screen, and hundreds of arms stay light
+MOST_CELLS = 4096  # of a heatmap
+
+
+def page_data(comparison: Comparison) -> dict[str, Any]:
+    """What the page's scripts draw; plain JSON, with null for what is not known."""
+    focus = {row.name for row in in_focus(comparison)}
+    points = [
+        (x, row.quality.mean) for row in comparison.rows if (x := row.arm.mean(MAX_VIO)) is not None
+    ]
+    return {
+        "baseline": comparison.baseline.name,
+        "by": comparison.by,
+        "axes": AXES,
+        "seeds": comparison.seeds[1],
+        "front": [[rounded(x), rounded(y)] for x, y in pareto_front(points)],
+        "arms": [_arm_data(comparison, row, row.name in focus) for row in comparison.in_grid_order],
+    }
+
+
+def _arm_data(comparison: Comparison, row: Row, in_focus_: bool) -> dict[str, Any]:
+    look, base = styles(comparison)[row.name], comparison.baseline
+    return {
+        "name": row.name,
+        "colour": look.index,
+        "dash": list(look.dash),
+        "marker": look.marker,
+        "focus": in_focus_,
+        "bits": rounded(row.quality.mean),
+        "scatter": _scatter_data(comparison, row),
+        "curves": {by: _curve_data(row.arm, by, None if row is base else base.arm) for by in AXES},
+        "loads": _load_data(row.arm),
+    }
+
+
+def _curve_data(arm: Arm, by: str, base: Arm | None) -> dict[str, Any]:
+    found = {
+        "bits_per_byte": band(arm, by),
+        "difference": band(arm, by, less=base) if base else None,
+        "max_vio": band(arm, by, "max_vio"),
+    }
+    return {name: _band_data(curve) for name, curve in found.items() if curve is not None}
+
+
+def _band_data(curve: Band) -> dict[str, Any]:
+    kept = np.unique(np.linspace(0, len(curve.x) - 1, MOST_POINTS).round().astype(int))
+    data: dict[str, Any] = {
+        "x": _all_rounded(curve.x[kept]),
+        "mean": _all_rounded(curve.mean[kept]),
+    }
+    if curve.n > 1:
+        data |= {"low": _all_rounded(curve.low[kept]), "high": _all_rounded(curve.high[kept])}
+    return data
+
+
+def _scatter_data(comparison: Comparison, row: Row) -> dict[str, Any] | None:
+    vio, bits = row.arm.values(MAX_VIO), comparison.level[row.name]
+    seeds = [(vio[seed], bits[seed]) for seed in sorted(vio.keys() & bits.keys())]
+    if not seeds:
+        return None
+    across, up = (estimate(list(values)) for values in zip(*seeds, strict=True))
+    three = len(seeds) >= 3  # two seeds give intervals wider than any figure
+    return {
+        "x": rounded(row.arm.mean(MAX_VIO)),
+        "y": rounded(row.quality.mean),
+        "halves": [rounded(across.half), rounded(up.half)] if three else None,
+        "seeds": [[rounded(x), rounded(y)] for x, y in seeds],
+    }
+
+
+def _load_data(arm: Arm) -> dict[str, Any] | None:
+    found = loads(arm)
+    if found is None or found[1].size > MOST_CELLS:
+        return None
+    names, table = found
+    first = layer_loads(arm.first)
+    return {
+        "layers": names,
+        "sorted": [_all_rounded(line, 3) for line in table],
+        "numbered": [_all_rounded(first.get(name, ()), 3) for name in names],
+        "seed": arm.runs[0].seed,
+    }
+
+
+def rounded(value: float | None, digits: int = 6) -> float | None:
+    """To significant digits; None for what JSON cannot say."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(f"{value:.{digits}g}")
+
+
+def _all_rounded(values: Iterable[float], digits: int = 5) -> list[float | None]:
+    return [rounded(float(value), digits) for value in values]
