@@ -116,8 +116,12 @@ class StackedSwiGLU(Experts):
     def forward(
         self, rows_RD: Tensor, sizes: list[int], token_R: Tensor, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
+        return self.swiglu(rows_RD, sizes), {}
+
+    def swiglu(self, rows_RD: Tensor, sizes: list[int]) -> Tensor:
+        """The outputs alone, for rows that are no tokens."""
         gate_RF, up_RF = grouped_linear(rows_RD, self.gate_up_EDF, sizes).chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate_RF) * up_RF, self.down_EFD, sizes), {}
+        return grouped_linear(F.silu(gate_RF) * up_RF, self.down_EFD, sizes)
 
     def active_params(self) -> float:
         return (self.gate_up_EDF.numel() + self.down_EFD.numel()) / self.n_experts

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +34,11 @@ class FFN(nn.Module, ABC):
 
     causal: bool = True
     """Whether a token's output depends on no later token of its sequence."""
+    default_losses: Mapping[str, Mapping[str, Any]] = {}
+    """Balance losses that `loss=default` gives the layer, as in its or its router's paper."""
+    paper: ClassVar[str] = ""
+    reference: ClassVar[str] = ""
+    """Where a layer that routes without a router comes from, and what it is checked against."""
 
     def __init__(self, d_model: int, d_hidden: int) -> None:
         super().__init__()

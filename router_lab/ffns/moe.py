@@ -64,6 +64,7 @@ class MoE(FFN):
             n_experts=len(self.kinds),
             kinds=self.kinds,
         )
+        self.default_losses = self.router.default_losses
         self.capacity = build_capacity(capacity) if capacity else self.router.capacity
         self.experts = build_experts(expert or {"name": "mlp"}, n_experts, d_model, d_hidden)
         limit = self.capacity
