@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from hydra_plugins.router_lab_pool.sweeper import GridSweeper
 from router_lab.errors import UserError
 from router_lab.launch.compose import Composer
-from router_lab.launch.plan import Arm, arms_of, cross, label
+from router_lab.launch.plan import Arm, arms_of, cross, label, named, searched
 
 CONF = Path(__file__).parent / "standin" / "conf"
 SHIPPED = Path(__file__).parents[1] / "conf"
@@ -67,11 +67,20 @@ def test_two_arms_of_one_name_are_refused() -> None:
         ("router.k=2", "k=2"),
         ("+router.k=2", "k=2"),
         ("budget=tokens:20M", "tokens_20M"),
+        ("pause=0.5", "pause=0.5"),
+        ("optim.lr=0.0031622776601683794", "lr=0.003162"),
         ("optim.betas=[0.9,0.95]", "betas=_0.9_0.95_"),
     ],
 )
 def test_labels(override: str, name: str) -> None:
     assert label(override) == name
+
+
+def test_the_trials_of_a_search_differ_by_what_it_adds() -> None:
+    given = ["router=switch", "out=x"]
+    assert searched(["router=switch", "out=x", "seed=1", "router.k=3"], given) == ["router.k=3"]
+    assert searched(["router=switch", "router.k=3", "arm=three"], given) == []
+    assert [named("a,k=1"), named("a-b_c")] == ["arm='a,k=1'", "arm=a-b_c"]
 
 
 def test_the_command_line_beats_the_grid_and_seeds_go_across() -> None:

@@ -75,10 +75,14 @@ class PoolLauncher(Launcher):
         return [_job_return(one, end) for one, end in zip(job_overrides, outcomes, strict=True)]
 
     def _job(self, index: int, overrides: Sequence[str]) -> Job:
-        from router_lab.grid import run_dir
+        from router_lab.grid import arm_name, run_dir
         from router_lab.launch.child import Job
+        from router_lab.launch.plan import label, named, searched
 
         cfg = self.composer.compose(overrides)
+        if found := searched(overrides, self.config.hydra.overrides.task):
+            arm = ",".join([arm_name(cfg), *map(label, found)])[:120]
+            cfg = self.composer.compose([*overrides, named(arm)])
         hydra = OmegaConf.masked_copy(cfg, "hydra")
         config: Any = OmegaConf.to_container(cfg)
         del config["hydra"]

@@ -44,7 +44,11 @@ class GridSweeper(Sweeper):
         composer = getattr(self.launcher, "composer", None) or self._composer()
         todo, failed_before = left_to_do(composer, overrides, retry=self.config.retry)
         returns = self.launcher.launch(todo, initial_job_idx=0) if todo else []
-        if failed_before or any(job.status != JobStatus.COMPLETED for job in returns):
+        failed = [job for job in returns if job.status != JobStatus.COMPLETED]
+        if not hasattr(self.launcher, "composer"):  # other launchers leave it to the sweeper
+            for job in failed:
+                print(f"failed: {' '.join(job.overrides or ())}: {job._return_value}")
+        if failed or failed_before:
             sys.exit(1)
         return [returns]
 

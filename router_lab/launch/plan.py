@@ -77,10 +77,19 @@ def _axis(axis: Sequence[str] | Mapping[str, Sequence[str]]) -> list[tuple[str, 
 
 def label(override: str) -> str:
     """How an override shows in an arm's name: `router=switch` is switch, `router.k=2` is k=2."""
-    key, _, value = override.partition("=")
-    key, value = key.lstrip("+~"), value.strip("'\"") or "none"
+    path, _, value = override.partition("=")
+    parents, _, key = path.lstrip("+~").rpartition(".")
+    value = value.strip("'\"") or "none"
+    number = re.fullmatch(r"[-+.\de]*\d", value)
+    if number and len(value) > 6:  # a search came up with it
+        value = f"{float(value):.4g}"
     safe = "".join(c if c.isalnum() or c in "_.=+@-" else "_" for c in value)
-    return safe.strip("_") if "." not in key else f"{key.rpartition('.')[2]}={safe}"
+    return f"{key}={safe}" if parents or number else safe.strip("_")
+
+
+def named(arm: str) -> str:
+    """The override that names an arm."""
+    return f"arm={arm}" if re.fullmatch(r"[\w.@-]+", arm) else f"arm='{arm}'"
 
 
 def cross(
@@ -104,7 +113,7 @@ def cross(
     return [
         (
             *_last_wins(arm.overrides),
-            *([f"arm={_quoted(arm.name)}"] if arm.name else []),
+            *([named(arm.name)] if arm.name else []),
             f"seed={seed}",
         )
         for seed in seeds
@@ -112,11 +121,15 @@ def cross(
     ]
 
 
+def searched(overrides: Sequence[str], given: Sequence[str]) -> list[str]:
+    """What a search adds to the overrides that were given; empty where a grid has named the arm."""
+    if any(override.startswith("arm=") for override in overrides):
+        return []
+    fixed = ("seed=", "grid.name=")
+    return [one for one in overrides if one not in given and not one.startswith(fixed)]
+
+
 def _last_wins(overrides: Overrides) -> Overrides:
     """Hydra refuses a key given twice; here what comes later is meant."""
     by_key = {override.partition("=")[0].lstrip("+"): override for override in overrides}
     return tuple(by_key.values())
-
-
-def _quoted(name: str) -> str:
-    return name if re.fullmatch(r"[\w.@-]+", name) else f"'{name}'"

@@ -35,7 +35,7 @@ class View:
         self.counts: Counter[str] = Counter()
         self.ended_rows: list[tuple[str, ...]] = []
         self.seconds: list[float] = []  # that finished runs took
-        self.began: dict[str, float] = {}
+        self.began: dict[RunDir, float] = {}
         self.reported = time.monotonic()
         live = self.console.is_terminal
         self.live = Live(console=self.console, auto_refresh=False) if live else None
@@ -50,13 +50,13 @@ class View:
             self.live.stop()
 
     def started(self, run: RunDir) -> None:
-        self.began[run.name] = time.monotonic()
+        self.began[run] = time.monotonic()
         if not self.live:
             self._print(f"started      {run.name}")
 
     def ended(self, run: RunDir, state: str, reason: str | None) -> None:
         self.counts[state] += 1
-        took = time.monotonic() - self.began[run.name]
+        took = time.monotonic() - self.began[run]
         if state == "finished":
             self.seconds.append(took)
         row = _row(run, state, reason, took)
@@ -95,7 +95,7 @@ class View:
         """Of the whole grid, as far as the runs can tell; None until one of them can."""
         left = [read_json(run.folder / "status.json").get("seconds_left") for run in running]
         known = [float(seconds) for seconds in left if seconds is not None]
-        each = [time.monotonic() - self.began[run.name] for run in running]
+        each = [time.monotonic() - self.began[run] for run in running]
         typical = self.seconds or [
             spent + float(rest) for spent, rest in zip(each, left, strict=True) if rest is not None
         ]
