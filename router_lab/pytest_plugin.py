@@ -48,18 +48,12 @@ def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.It
 
 
 def _items(session: pytest.Session, spec: str) -> list[pytest.Item]:
-    from router_lab.errors import UserError
-    from router_lab.testing import CHECKS, Subject
+    from router_lab.testing import CHECKS
 
     # torch.compile narrates itself at level DEBUG, which pytest would print under a failure.
     logging.getLogger("torch.__trace").propagate = False
-    try:
-        options = _options(session.config.getoption("--router-option"))
-        given = {key: options.pop(key) for key in ("d_model", "n_experts") if key in options}
-        subject = Subject(_find(spec, session.config.invocation_params.dir), options, **given)
-        subject.build()
-    except UserError as error:
-        raise pytest.UsageError(f"--router {spec}: {error}") from error
+    pairs = session.config.getoption("--router-option")
+    subject = subject_of(spec, pairs, session.config.invocation_params.dir)
     return [
         CheckItem.from_parent(
             session,
@@ -70,6 +64,25 @@ def _items(session: pytest.Session, spec: str) -> list[pytest.Item]:
         )
         for check in CHECKS
     ]
+
+
+def subject_of(spec: str, pairs: list[str], folder: Path) -> Subject:
+    """What `--router spec --router-option pair …` names, paths relative to the folder.
+
+    Raises:
+        pytest.UsageError: there is no such router, or it refuses the options.
+    """
+    from router_lab.errors import UserError
+    from router_lab.testing import Subject
+
+    try:
+        options = _options(pairs)
+        given = {key: options.pop(key) for key in ("d_model", "n_experts") if key in options}
+        subject = Subject(_find(spec, folder), options, **given)
+        subject.build()
+    except UserError as error:
+        raise pytest.UsageError(f"--router {spec}: {error}") from error
+    return subject
 
 
 def _options(pairs: list[str]) -> dict[str, Any]:
