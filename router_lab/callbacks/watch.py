@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from router_lab.ffns.moe import MoE
 from router_lab.metrics.expert_gradients import ExpertGradients
@@ -26,6 +27,7 @@ class ExpertWatch(Callback):
         self.every = every
         self._used: dict[str, Utilisation] = {}
         self._gradients: dict[str, ExpertGradients] = {}
+        self._norms: dict[str, Tensor] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, task: LightningModule, outputs: Any, *_: Any
@@ -52,7 +54,8 @@ class ExpertWatch(Callback):
                 self._gradients[name].update(ffn.experts)
 
     def take(self) -> dict[str, dict[str, Any]]:
-        """By layer, the figures so far; gradients are of the steps since the last call.
+        """By layer, the figures so far; gradients are of the steps since the last call, if
+        there were any.
 
         `starving`: share of experts with under a tenth of the fair share in the present interval.
         `starved_at`: for each expert the share of training after which it first had so little, or
@@ -64,8 +67,10 @@ class ExpertWatch(Callback):
             at = [None if i is None else i / self.n_intervals for i in seen["starved_at"]]
             found[name] = {"starving": seen["starving"], "starved_at": at}
         for name, gradients in self._gradients.items():
-            norm_E = torch.tensor(gradients.compute())
-            gradients.reset()
+            if gradients.steps > 0:
+                self._norms[name] = torch.tensor(gradients.compute())
+                gradients.reset()
+        for name, norm_E in self._norms.items():
             spread = norm_E.std(correction=0) / norm_E.mean().clamp_min(1e-12)
             found.setdefault(name, {}).update(
                 gradient_norm=norm_E.tolist(), cv_gradient=float(spread)
