@@ -122,6 +122,8 @@ def mistake(error: BaseException | None) -> str | None:
         first = str(error).splitlines()[0]
         cause = error.__cause__
         return f"{first}: {str(cause).splitlines()[0]}" if cause and str(cause) else first
+    if "Unknown plugin class : 'hydra_plugins.hydra_submitit" in str(error):
+        return "This launcher needs an extra: pip install 'router-lab[slurm]'."
     if omegaconf is not None and isinstance(error, omegaconf.OmegaConfBaseException):
         return str(error).splitlines()[0]
     return None

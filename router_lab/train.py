@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -26,6 +27,8 @@ def run(arguments: list[str]) -> None:
     ROUTERS.store_configs()
     # Hydra would print a traceback and exit; the command line has its own words for a mistake.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    # Our preset has the name of submitit's own, which is what people will look for.
+    warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_slurm' is validated")
     sys.argv = ["router-lab train", *arguments]
     main()
 

@@ -41,6 +41,7 @@ class GridSweeper(Sweeper):
         from router_lab.launch.skip import left_to_do
 
         overrides = self.expand(arguments)
+        load_plugins(overrides)
         composer = getattr(self.launcher, "composer", None) or self._composer()
         todo, failed_before = left_to_do(composer, overrides, retry=self.config.retry)
         returns = self.launcher.launch(todo, initial_job_idx=0) if todo else []
@@ -89,3 +90,13 @@ class GridSweeper(Sweeper):
         from router_lab.launch.compose import Composer
 
         return Composer(self.hydra_context.config_loader, self.config)
+
+
+def load_plugins(runs: list[tuple[str, ...]]) -> None:
+    """Import the loose files that a grid names, so that its arms can choose their routers."""
+    if found := {one for overrides in runs for one in overrides if one.startswith("plugins=")}:
+        from router_lab.registry import ROUTERS
+        from router_lab.train import load_named_plugins
+
+        load_named_plugins(sorted(found))
+        ROUTERS.store_configs()
