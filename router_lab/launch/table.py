@@ -125,7 +125,8 @@ def _row(
         time_ = f"in {clock(took)}"
     else:
         left = status.get("seconds_left")
-        time_ = f"{clock(left)} left" if left is not None else "starting"
+        time_ = f"{clock(left)} left" if left is not None else ""
+        time_ = time_ or ("" if status.get("step") else "starting")
     step = f"{status['step']}/{status.get('steps')}" if status.get("step") else ""
     return (run.name, state, step, _number(quality), _number(max_vio), time_)
 
