@@ -26,6 +26,7 @@ from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
+from zlib import crc32
 
 from router_lab.errors import UserError
 
@@ -240,9 +241,9 @@ def load_plugin(path: str | Path) -> types.ModuleType:
     path = Path(path).expanduser().resolve()
     if not path.is_file():
         raise UserError(f"The plugin {path} does not exist; give the path of a Python file.")
-    name = LOOSE + path.stem
+    name = f"{LOOSE}{path.stem}_{crc32(str(path).encode()):08x}"
     loaded = sys.modules.get(name)
-    if loaded is not None and loaded.__file__ == str(path):
+    if loaded is not None:
         return loaded
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None

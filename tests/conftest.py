@@ -89,3 +89,12 @@ def fixed_seeds() -> None:
     if torch is not None:  # a test of files alone does without
         torch.manual_seed(0)
         torch.set_num_threads(1)
+
+
+@pytest.fixture
+def registry_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Routers that the test registers are gone after it."""
+    from router_lab.registry import ROUTERS
+
+    ROUTERS.load()
+    monkeypatch.setattr(ROUTERS, "_classes", dict(ROUTERS._classes))

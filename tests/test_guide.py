@@ -23,12 +23,6 @@ def blocks(language: str) -> list[str]:
     return [text for kind, text in FENCE.findall(GUIDE.read_text()) if kind == language]
 
 
-@pytest.fixture
-def registry_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    ROUTERS.load()
-    monkeypatch.setattr(ROUTERS, "_classes", dict(ROUTERS._classes))
-
-
 def test_the_guide_runs(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
