@@ -93,6 +93,16 @@ def test_the_terminal_shows_names_with_brackets_as_they_are(tmp_path: Path) -> N
     assert "a[b]" in out.getvalue() and "Differences are to mlp" in out.getvalue()
 
 
+def test_a_narrow_terminal_gets_whole_cells_in_several_pieces(tmp_path: Path) -> None:
+    out = io.StringIO()
+    compared = comparison_of(write_grid(tmp_path))
+    print_table(compared, Console(file=out, width=60))
+    lines = out.getvalue().splitlines()
+    assert max(map(len, lines)) <= 60 and "…" not in out.getvalue()
+    assert sum(line.startswith("Arm ") for line in lines) > 2
+    assert all(title in out.getvalue() for title in ("Bits per byte", "k used", "Memory", "Time"))
+
+
 @pytest.mark.parametrize(
     ("number", "shown"),
     [(0, "0"), (7, "7"), (999, "999"), (1000, "1.00k"), (400_000, "400k"), (999_700, "1.00M"),

@@ -5,12 +5,13 @@ comparison of hundreds of runs takes seconds and works on a machine that cannot 
 
     files       where the runs are, and what state each one is in
     collect     which of them can be compared, and why the others cannot
-    statistics  intervals, paired tests, correction for many arms, seeds needed
-    arms        runs grouped into arms; what an arm reads like over its seeds
+    statistics  intervals, paired tests, correction for many arms, power
+    arms        runs grouped into arms
+    curves      learning curves and loads of an arm over its seeds
     comparison  arms against a baseline: differences, fairness, convergence
-    verdict     the same in sentences
-    table       terminal, Markdown, CSV, LaTeX
-    figures     PNG and SVG
-    html        the self-contained page
-    compare     the command; status: the other command
+    verdict     the same in sentences; seeds: how many it would take
+    columns     what the tables have; table: terminal, Markdown, CSV, LaTeX
+    figures     PNG and SVG, with draw, labels and style
+    html        the self-contained page, with html_parts, page_data and page/
+    compare     the command `router-lab compare`; status: `router-lab status`
 """

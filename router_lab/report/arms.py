@@ -71,9 +71,9 @@ def group(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> tuple[list[Arm], 
     return arms, replaced
 
 
-def _started(members: Sequence[Run]) -> tuple[bool, str, str]:
-    times = [run.started for run in members if run.started]
-    return (not times, min(times, default=""), members[0].arm)
+def _started(members: Sequence[Run]) -> tuple[bool, tuple[str, float], str]:
+    times = [run.started for run in members if run.started[0]]
+    return (not times, min(times, default=("", 0.0)), members[0].arm)
 
 
 def _replaced(older: Run, newer: Run) -> LeftOut:

@@ -14,11 +14,15 @@ from router_lab.status import SCHEMA
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its `result.json`, when it started (ISO) and when it was done (Unix time)."""
+    """A finished run: its `result.json`, when it started and when it was done.
+
+    `started` is the time in status.json and, as that has whole seconds only, the one at which the
+    run wrote its configuration (Unix time); `done` is Unix time.
+    """
 
     path: Path
     result: dict[str, Any]
-    started: str = ""
+    started: tuple[str, float] = ("", 0.0)
     done: float = 0.0
 
     @property
@@ -96,8 +100,15 @@ def _sort_out(files: RunFiles) -> Run | LeftOut:
         return left_out("unreadable", "its result.json names no arm or no seed")
     if number(result, "quality.bits_per_byte") is None:
         return left_out("diverged", "it finished, but its quality is not a number")
-    done = (files.path / "result.json").stat().st_mtime
-    return Run(files.path, result, str(status.get("started") or ""), done)
+    started = (str(status.get("started") or ""), _written(files.path / "config.yaml"))
+    return Run(files.path, result, started, _written(files.path / "result.json"))
+
+
+def _written(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _unfinished(files: RunFiles) -> tuple[str, str]:

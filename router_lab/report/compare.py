@@ -81,6 +81,9 @@ def _console() -> Console:
 
 
 def _print(comparison: Comparison) -> None:
+    from rich.padding import Padding
+    from rich.text import Text
+
     from router_lab.report.table import print_table
     from router_lab.report.verdict import verdict
 
@@ -89,13 +92,13 @@ def _print(comparison: Comparison) -> None:
     console.print(said.question, style="dim", highlight=False, markup=False)
     console.print(said.answer, style="bold", highlight=False, markup=False)
     for reason in said.reasons:
-        console.print(f"  {reason}", highlight=False, markup=False)
+        console.print(Padding(Text(reason), (0, 0, 0, 2)))
     console.print()
     print_table(comparison, console)
     if comparison.left_out:
         console.print(f"\nLeft out: {count(len(comparison.left_out), 'run')}", style="bold")
         for line in _left_out_lines(comparison.left_out):
-            console.print(f"  {line}", highlight=False, markup=False)
+            console.print(Padding(Text(line), (0, 0, 0, 2)))
 
 
 def _left_out_lines(runs: Sequence[LeftOut]) -> list[str]:

@@ -61,7 +61,7 @@ class Row:
         return self.falling is None or self.falling <= FALL
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Comparison:
     """Everything that tables, figures and the page show. `rows` has the best arm first."""
 
@@ -127,10 +127,11 @@ class Comparison:
         Corrected over all pairs: whichever two are picked after looking, the error stays at 5%.
         """
         found = {}
-        for first, second in combinations(self.rows, 2):
-            difference = paired_difference(first.arm.values(QUALITY), second.arm.values(QUALITY))
+        values = {row.name: row.arm.values(QUALITY) for row in self.rows}
+        for first, second in combinations(values, 2):
+            difference = paired_difference(values[first], values[second])
             if difference is not None:
-                found[first.name, second.name] = difference
+                found[first, second] = difference
         corrected = holm([difference.p for difference in found.values()])
         return {
             pair: replace(difference, p_holm=p)

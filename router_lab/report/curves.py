@@ -12,7 +12,7 @@ from router_lab.report.files import number
 AXES = {"tokens": "tokens", "flops": "training FLOPs", "seconds": "seconds"}
 POINTS = 60
 TAIL = 0.2  # the last fifth of a run …
-FALL = 0.01  # … in which the bits per byte of a converged arm fall by less than 1%
+FALL = 0.005  # … in which the bits per byte of a converged arm fall by less than this share
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,10 +66,17 @@ def quality_imbalance(comparison: Comparison) -> Figure | None:
     points = {row.name: (row.arm.mean(MAX_VIO) or 0.0, row.quality.mean) for row in routed}
     front = pareto_front(list(points.values()))
     axes.plot(*zip(*front, strict=True), color="#9a9a9a", lw=1, ls=":", drawstyle="steps-post")
-    obstacles: Points = list(front)
+    obstacles: Points = [
+        point
+        for (x, y), (further, lower) in pairwise(front)
+        for point in (
+            *((between, y) for between in np.linspace(x, further, 20).tolist()),
+            *((further, between) for between in np.linspace(y, lower, 20).tolist()),
+        )
+    ]
     for row in routed:
         obstacles += _point(axes, comparison, row, look[row.name], row.name in focus)
-    right = max(x for x, _ in obstacles)
+    right = max(x for x, _ in (*obstacles, *front))
     for row in dense:
         axes.axhline(row.quality.mean, color=look[row.name].colour, lw=1.2, zorder=1)
         obstacles += [(x, row.quality.mean) for x in np.square(np.linspace(0, right**0.5, 40))]

@@ -103,11 +103,11 @@ def summary(runs: Sequence[RunState]) -> str:
 
 
 def lines(runs: Sequence[RunState]) -> list[tuple[str, ...]]:
-    """The cells of the table: a line a run, but one an arm for those that have finished."""
+    """The cells of the table: a line a running one, one an arm for what ended in the same way."""
     groups: dict[tuple[Any, ...], list[RunState]] = defaultdict(list)
     for run in runs:
-        alone = None if run.state == "finished" else run.folder
-        groups[_rank(run.state), run.arm, alone].append(run)
+        alone = run.folder if run.state == "running" else None
+        groups[_rank(run.state), run.arm, run.reason, alone].append(run)
     ordered = sorted(groups.items(), key=lambda item: item[0][:1])
     return [_line(sorted(members, key=lambda run: run.seed or 0)) for _, members in ordered]
 
@@ -119,7 +119,7 @@ def _line(members: Sequence[RunState]) -> tuple[str, ...]:
         first.arm,
         seeds if len(members) < 6 else count(len(members), "seed"),
         first.state,
-        "" if first.state == "finished" else first.progress,
+        "" if first.state == "finished" else ", ".join(dict.fromkeys(m.progress for m in members)),
         fixed(_mean([run.bits_per_byte for run in members]), 3),
         fixed(_mean([run.max_vio for run in members]), 2),
         duration(first.seconds_left),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from router_lab.report.comparison import Comparison, Row
 
@@ -23,6 +24,7 @@ class Style:
     marker: str  # matplotlib's name
 
 
+@lru_cache(maxsize=1)
 def styles(comparison: Comparison) -> dict[str, Style]:
     """The look of every arm by name. The baseline is grey; the others go by the grid's order.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from router_lab.report.columns import tables
 from router_lab.report.comparison import Comparison, Row
@@ -15,23 +15,40 @@ from router_lab.report.verdict import notes
 if TYPE_CHECKING:
     from rich.console import Console
 
+BOLD = "\0"  # before a cell that is to be bold; no cell has it otherwise
+
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Both tables and the notes below them."""
-    from rich.markup import escape
+    """Both tables, cut into pieces where the terminal is narrow, and the notes below them."""
     from rich.table import Table
+    from rich.text import Text
 
-    for titles, lines in tables(comparison, lambda cell: f"[bold]{cell}[/bold]"):
-        table = Table(box=None, header_style="bold", pad_edge=False)
-        for index, title in enumerate(titles):
-            table.add_column(escape(title), justify="right" if index else "left", no_wrap=True)
-        for cells, row in zip(lines, comparison.rows, strict=True):
-            style = "dim" if row is comparison.baseline else None
-            table.add_row(escape(cells[0]), *cells[1:], style=style)
-        console.print(table)
-        console.print()
+    for titles, lines in tables(comparison, lambda cell: f"{BOLD}{cell}"):
+        for piece in _pieces(titles, lines, console.width):
+            table = Table(box=None, header_style="bold", pad_edge=False)
+            for index in piece:
+                justify: Literal["left", "right"] = "right" if index else "left"
+                table.add_column(Text(titles[index]), justify=justify, no_wrap=True)
+            for cells, row in zip(lines, comparison.rows, strict=True):
+                shown = [
+                    Text(cells[i].lstrip(BOLD), "bold" if BOLD in cells[i] else "") for i in piece
+                ]
+                table.add_row(*shown, style="dim" if row is comparison.baseline else None)
+            console.print(table)
+            console.print()
     for note in notes(comparison):
         console.print(note, style="dim", highlight=False, markup=False)
+
+
+def _pieces(titles: Sequence[str], lines: Sequence[Sequence[str]], width: int) -> list[list[int]]:
+    """Columns that fit side by side, the first one (the arm) in every piece."""
+    sizes = [max(map(len, column)) + 2 for column in zip(titles, *lines, strict=True)]
+    pieces = [[0]]
+    for index in range(1, len(titles)):
+        if sum(sizes[i] for i in pieces[-1]) + sizes[index] > width + 2 and len(pieces[-1]) > 1:
+            pieces.append([0])
+        pieces[-1].append(index)
+    return pieces
 
 
 def markdown(comparison: Comparison) -> str:

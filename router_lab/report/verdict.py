@@ -213,9 +213,7 @@ def _converged_words(comparison: Comparison) -> list[str]:
         who = "No arm had converged" if len(falling) > 1 else "It had not converged"
         return [f"{who}: {rule}. A longer run may end in another order."]
     names = listing([row.name for row in falling])
-    return [
-        f"{NOT_CONVERGED} Not converged: {names}; {rule} (converged: below {percent(FALL, 0)})."
-    ]
+    return [f"{NOT_CONVERGED} Not converged: {names}; {rule} (converged: below {percent(FALL)})."]
 
 
 def _mixed_words(row: Row) -> str:

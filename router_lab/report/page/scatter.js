@@ -50,6 +50,11 @@
     for (const arm of dense)
       make("line", { x1: inner.left, x2: inner.right, y1: Y(arm.bits), y2: Y(arm.bits), style: `stroke:${colourOf(arm)}`, "stroke-width": 1.5 }, svg);
     const marks = [];
+    data.front.forEach(([x, y], i) => {
+      if (!i) return;
+      const before = data.front[i - 1];
+      marks.push([X(before[0]), Y(before[1]) - 2, X(x), Y(before[1]) + 2], [X(x) - 2, Y(before[1]), X(x) + 2, Y(y)]);
+    });
     for (const arm of dense) marks.push([inner.left, Y(arm.bits) - 2, inner.right, Y(arm.bits) + 2]);
     for (const arm of routed) {
       const { x, y, halves, seeds } = arm.scatter, style = `stroke:${colourOf(arm)}`;
