@@ -25,7 +25,8 @@ class LongCat(Router):
         scale: of the weights (routed_scaling_factor).
         k_ffn: feed-forward experts a token on average; 8 in the paper. null: k N / (N + Z), as many
             as there would be without preference.
-        u: μ, the speed of the bias.
+        u: how far the bias of a feed-forward expert without tokens moves in a step, so that
+            μ = u k N / k_ffn. The paper gives no number.
     """
 
     paper = "LongCat-Flash, Meituan 2025, arXiv:2509.01322, section 2.1"
@@ -76,6 +77,5 @@ class LongCat(Router):
     @torch.no_grad()
     def after_step(self, load_E: Tensor, totals: StepTotals) -> None:
         assert self.k_ffn is not None
-        asked = self.k * max(totals.n_tokens, 1)
-        missing_E = self.k_ffn / (self.k * self.ffn_E.sum()) - load_E.float() / asked
-        self.bias_E += self.u * missing_E * self.ffn_E
+        wanted = self.k_ffn / self.ffn_E.sum() * max(totals.n_tokens, 1)
+        self.bias_E += self.u * (1 - load_E.float() / wanted) * self.ffn_E
