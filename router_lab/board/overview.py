@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from router_lab.routing import Router
 
 EXCESS = "quality/excess_bits$"
 LAYOUT = {
@@ -43,10 +46,9 @@ METRICS = {
 }
 """Columns of the HParams table: tag → heading."""
 
-HPARAMS = {
-    "arm": str, "seed": float, "ffn": str, "router": str, "n_experts": float, "k": float,
-    "capacity": str, "loss": str, "d_hidden": float, "lr": float, "active_params": float,
-}  # fmt: skip
+HPARAMS = {"arm": str, "seed": float, "experts": float, "k": float, "active params": float}
+"""Columns of the table before those of METRICS. TensorBoard shows five without being asked; the
+rest of a configuration is in the text panel."""
 
 
 def write_overview(folder: Path, floor_known: bool) -> None:
@@ -83,7 +85,9 @@ def _layout(floor_known: bool) -> Any:
         for title, charts in LAYOUT.items()
     ]
     layout = layout_pb2.Layout(category=categories)
-    value = Summary.Value(tag=metadata.CONFIG_SUMMARY_TAG, metadata=metadata.create_summary_metadata())
+    value = Summary.Value(
+        tag=metadata.CONFIG_SUMMARY_TAG, metadata=metadata.create_summary_metadata()
+    )
     value.tensor.CopyFrom(TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()]))
     return Summary(value=[value])
 
@@ -115,34 +119,15 @@ def _write(folder: Path, summaries: list[Any]) -> None:
     writer.close()
 
 
-def hparams(
-    config: Mapping[str, Any], arm: str, d_hidden: int, active_params: float
-) -> dict[str, str | float]:
-    """A run's row of the table."""
-    ffn = config["ffn"]
-    router = ffn.get("router") or {}
-    loss = config["loss"]
-    row: dict[str, Any] = {
+def hparams(arm: str, seed: int, routers: Sequence[Router], active: float) -> dict[str, Any]:
+    """A run's row of the table. A dense model has no experts and k = 0."""
+    return {
         "arm": arm,
-        "seed": float(config["seed"]),
-        "ffn": ffn["name"],
-        "router": router.get("name", "–"),
-        "n_experts": float(ffn.get("n_experts", 0)),
-        "k": float(router.get("k", 0)),
-        "capacity": _short(ffn.get("capacity")),
-        "loss": loss if isinstance(loss, str) else _short(loss),
-        "d_hidden": float(d_hidden),
-        "lr": float(config["optim"]["lr"]),
-        "active_params": active_params,
+        "seed": float(seed),
+        "experts": float(routers[0].n_experts) if routers else 0.0,
+        "k": float(routers[0].k) if routers else 0.0,
+        "active params": active,
     }
-    return row
-
-
-def _short(node: Mapping[str, Any] | None) -> str:
-    """{"z": {"coef": 0.001}} → "z 0.001"."""
-    if not node:
-        return "none"
-    return ", ".join(f"{k} {v.get('coef') if isinstance(v, Mapping) else v}" for k, v in node.items())
 
 
 def session_start(row: Mapping[str, str | float]) -> Any:

@@ -15,8 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 
 INK, FAINT, PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
 MISSING = (225, 225, 225)
-# Anchors of two colour scales that a colour-blind reader can tell: blue – white – red, white – blue.
-DIVERGING = np.array([[33, 102, 172], [146, 197, 222], [247, 247, 247], [244, 165, 130], [178, 24, 43]])
+# Anchors of two scales that a colour-blind reader can tell: blue – white – red, white – blue.
+DIVERGING = np.array(
+    [[33, 102, 172], [146, 197, 222], [247, 247, 247], [244, 165, 130], [178, 24, 43]]
+)
 SEQUENTIAL = np.array([[247, 251, 255], [158, 202, 225], [66, 146, 198], [8, 69, 148], [8, 29, 88]])
 
 

@@ -69,7 +69,8 @@ class Evaluation(Callback):
         self, trainer: Trainer, task: LightningModule, outputs: Any, *_: Any
     ) -> None:
         record: StepRecord = outputs["record"]
-        self._quality.update(record.nats_BS, record.batch["tokens"][:, 1:], record.batch.get("floor"))
+        target_BS = record.batch["tokens"][:, 1:]
+        self._quality.update(record.nats_BS, target_BS, record.batch.get("floor"))
         self.figures.update(record)
 
     def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:

@@ -77,7 +77,9 @@ class LayerFigures:
 
     def _new(self, n_experts: int, device: torch.device) -> ValidationMetrics:
         small = self.vocab_size * n_experts <= LARGEST_TABLE
-        return ValidationMetrics(n_experts, self.vocab_size if small else 0, self.n_domains).to(device)
+        return ValidationMetrics(n_experts, self.vocab_size if small else 0, self.n_domains).to(
+            device
+        )
 
     def finish(self, model: Transformer, repeated: bool) -> None:
         """Computes everything at the end of a validation.

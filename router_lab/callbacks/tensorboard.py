@@ -1,7 +1,7 @@
 """Scalars and pictures for TensorBoard, against tokens seen.
 
-Tags: loss/ (training), quality/ (validation), routing/ (means over the layers), layers/ (spread over
-the layers), cost/, and pictures. Their number does not grow with layers or experts.
+Tags: loss/ (training), quality/ (validation), routing/ (means over the layers), layers/ (spread
+over the layers), cost/, and pictures. Their number does not grow with layers or experts.
 """
 
 from __future__ import annotations
@@ -74,7 +74,9 @@ class Board(Callback):
         scalars["loss/learning_rate"] = trainer.optimizers[0].param_groups[0]["lr"]
         if record.routings:
             loads = [routing.demand_E for routing in record.routings.values()]
-            vio = torch.stack([load.max() / load.float().mean().clamp_min(1e-9) - 1 for load in loads])
+            vio = torch.stack(
+                [load.max() / load.float().mean().clamp_min(1e-9) - 1 for load in loads]
+            )
             scalars["routing/train_max_vio"] = vio.mean().item()
         tokens, seconds = self.evaluation.tokens(trainer), self.evaluation.clock.seconds
         scalars["cost/tokens_per_second"] = tokens / max(seconds, 1e-9)
