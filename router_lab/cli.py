@@ -30,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("dirs", nargs="+", metavar="DIR", help="folders of runs, of one grid or several")
     compare.add_argument("--baseline", metavar="ARM", help="the arm that others are compared with")
     compare.add_argument("--by", default="tokens", choices=("tokens", "flops", "seconds"))
+    compare.add_argument(
+        "--columns", metavar="NAME", default=(), type=lambda names: tuple(names.split(",")),
+        help="more numbers of result.json as columns: cv_load,cv_importance",
+    )  # fmt: skip
     compare.add_argument("--out", metavar="DIR", help="where to write; default: DIR/report")
 
     status = commands.add_parser("status", help="what is done, running, failed and why")

@@ -58,6 +58,23 @@ def test_the_command_can_be_pasted() -> None:
     assert made == "router-lab compare 'my runs' b --baseline 'a (k=1)' --by flops"
 
 
+def test_a_number_can_be_asked_for_as_a_column(tmp_path: Path) -> None:
+    arms = {"mlp": ARMS["mlp"], "a": FakeArm(metrics={"cv_load": 0.125}, probe={"beats": 0.75})}
+    write_grid(tmp_path, arms)
+    compare([tmp_path], columns=["cv_load", "probe.beats", "train.steps"])
+    table, _, _ = (tmp_path / "report" / "table.md").read_text().partition("\n\n")
+    lines = table.splitlines()
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in lines}
+    titles, found = ([cell.strip() for cell in rows[name]] for name in ("Arm", "a"))
+    cells = dict(zip(titles, found, strict=True))
+    assert (cells["cv_load"], cells["beats"]) == ("0.125", "0.750")
+    assert float(cells["steps"]) > 0
+    page_text = (tmp_path / "report" / "report.html").read_text()
+    assert "--columns cv_load,probe.beats,train.steps" in page_text
+    with pytest.raises(UserError, match=r"--columns cv_lod is no number.*cv_load"):
+        compare([tmp_path], columns=["cv_lod"])
+
+
 def test_five_hundred_runs_take_seconds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arms = {f"arm{i:02}": FakeArm(2.1 + 0.004 * i, unevenness=0.02 * i) for i in range(50)}
     write_grid(tmp_path, arms, seeds=range(10), points=50)

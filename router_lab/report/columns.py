@@ -97,6 +97,10 @@ def columns(comparison: Comparison) -> list[Column]:
             3,
             "nats lost against the best expert in hindsight",
         ),
+        *(
+            _mean(path.rpartition(".")[2], WORTH, path, 3, f"{path} of result.json, as asked")
+            for path in comparison.more
+        ),
         _number("Active params", COST, "params.active", text.si, "parameters that a token uses"),
         _number("Params", COST, "params.total", text.si, "all parameters"),
         _number("FLOPs/token", COST, "flops_per_token", text.si, "forward and backward"),

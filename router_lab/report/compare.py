@@ -24,14 +24,18 @@ def compare(
     baseline: str | None = None,
     by: str = "tokens",
     out: str | Path | None = None,
+    columns: Sequence[str] = (),
 ) -> None:
     """Print the comparison of all finished runs under `dirs` and write it as files.
 
     Into `out` (the first folder's `report/` unless given) go table.md, table.csv, table.tex,
     report.html and the figures that there is data for, each as .png and .svg.
 
-    Raises UserError for a folder that is missing or holds no finished run, an unknown baseline or
-    an unknown budget in `by` (tokens, flops, seconds).
+    Args:
+        columns: more numbers to show, see `compare_arms`.
+
+    Raises UserError for a folder that is missing or holds no finished run, an unknown baseline,
+    budget in `by` (tokens, flops, seconds) or column.
     """
     from router_lab.report.figures import write_figures
     from router_lab.report.html import page
@@ -39,7 +43,7 @@ def compare(
 
     if not dirs:
         raise UserError("nothing to compare: give a folder that holds runs, such as runs/")
-    comparison = compare_arms(collect(dirs), baseline, by)
+    comparison = compare_arms(collect(dirs), baseline, by, columns)
     folder = Path(out) if out is not None else Path(dirs[0]) / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -49,7 +53,7 @@ def compare(
         "table.md": markdown(comparison),
         "table.csv": csv_table(comparison),
         "table.tex": latex(comparison),
-        "report.html": page(comparison, command(dirs, baseline, by, out)),
+        "report.html": page(comparison, command(dirs, baseline, by, out, columns)),
     }
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
@@ -60,13 +64,19 @@ def compare(
 
 
 def command(
-    dirs: Sequence[str | Path], baseline: str | None, by: str, out: str | Path | None
+    dirs: Sequence[str | Path],
+    baseline: str | None,
+    by: str,
+    out: str | Path | None,
+    columns: Sequence[str] = (),
 ) -> str:
     """The command line that makes this comparison."""
     words = ["router-lab", "compare", *map(str, dirs)]
     if baseline is not None:
         words += ["--baseline", baseline]
     words += ["--by", by]
+    if columns:
+        words += ["--columns", ",".join(columns)]
     if out is not None:
         words += ["--out", str(out)]
     return shlex.join(words)

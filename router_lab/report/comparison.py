@@ -25,6 +25,7 @@ MEASURES = {
     "flops": ("flops_per_token",),
     "total_params": ("params.total",),
 }
+SECTIONS = ("routing.mean", "probe", "quality")  # of result.json, whose names need no path
 MEASURE_NAMES = {
     "params.active": "active parameters",
     "params.total": "parameters",
@@ -72,6 +73,7 @@ class Comparison:
     by: str
     equal_budget: float | None
     left_out: tuple[LeftOut, ...]
+    more: tuple[str, ...] = ()  # dotted paths of numbers that were asked for as columns
 
     @property
     def in_grid_order(self) -> list[Row]:
@@ -140,11 +142,18 @@ class Comparison:
 
 
 def compare_arms(
-    collection: Collection, baseline: str | None = None, by: str = "tokens"
+    collection: Collection,
+    baseline: str | None = None,
+    by: str = "tokens",
+    columns: Sequence[str] = (),
 ) -> Comparison:
     """Compare all arms with the baseline.
 
-    Raises UserError when nothing has finished, or for an unknown baseline or budget.
+    Args:
+        columns: more numbers for the tables: dotted paths of result.json, or names in
+            `routing.mean`, `probe` or `quality`.
+
+    Raises UserError when nothing has finished, or for an unknown baseline, budget or column.
     """
     if by not in AXES:
         raise UserError(f"--by {by} is unknown: use {listing(list(AXES), 9)}")
@@ -177,7 +186,19 @@ def compare_arms(
         )
     rows.sort(key=lambda row: row.quality.mean)
     base_row = next(row for row in rows if row.arm is base)
-    return Comparison(collection.dirs, tuple(rows), base_row, why, by, equal, left_out)
+    more = tuple(_path(arms, name) for name in columns)
+    return Comparison(collection.dirs, tuple(rows), base_row, why, by, equal, left_out, more)
+
+
+def _path(arms: Sequence[Arm], name: str) -> str:
+    """The dotted path of a column that was asked for."""
+    paths = [name, *(f"{section}.{name}" for section in SECTIONS)]
+    for path in paths:
+        if any(arm.values(path) for arm in arms):
+            return path
+    known = {key for arm in arms for key in (arm.first.get("routing") or {}).get("mean") or {}}
+    names = ", ".join(sorted(known)) or "no routing metric"
+    raise UserError(f"--columns {name} is no number of these runs: they have {names}")
 
 
 def _baseline(arms: Sequence[Arm], wanted: str | None) -> tuple[Arm, str]:
