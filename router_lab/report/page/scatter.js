@@ -76,7 +76,8 @@
     if (points.length <= 24)
       beside(points, inner, marks).forEach((box, i) => make("text", { class: "name", x: box[0], y: box[3] - 3, style: `fill:${inkOf(points[i].arm)}` }, svg, cut(points[i].arm.name)));
     if (wide) nameEnds(svg, dense.map((arm) => ({ arm, x: inner.right, y: Y(arm.bits) })), inner);
-    else dense.forEach((arm, i) => make("text", { class: "name", x: inner.right - 4, y: Y(arm.bits) + (i % 2 ? 14 : -5), "text-anchor": "end", style: `fill:${inkOf(arm)}` }, svg, cut(arm.name)));
+    else dense.sort((a, b) => b.bits - a.bits).forEach((arm, i) => make("text", { class: "name", x: inner.right - 4, y: Y(arm.bits) + (i && i === dense.length - 1 ? 14 : -5), // the lowest one's name is below it
+      "text-anchor": "end", style: `fill:${inkOf(arm)}` }, svg, cut(arm.name)));
   }
   redraws.push(draw);
 })();
