@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from router_lab.budget import Budget, Cost, Match, cost, solve_width
 from router_lab.data import Corpus, load_corpus
 from router_lab.errors import UserError
-from router_lab.grid import RunDir, prepare_run, write_json
+from router_lab.grid import RunDir, prepare_run
 from router_lab.losses import BalanceLoss, build_losses
 from router_lab.registry import load_plugin
 from router_lab.transformer import Transformer
@@ -46,12 +43,6 @@ class Parts:
     def d_hidden(self) -> int:
         """Width of the slot's FFN, of one expert where it has any."""
         return next(iter(self.model.ffns().values())).d_hidden
-
-    def progress(self, step: int, seconds: float) -> float:
-        """Share of the run that is done."""
-        if self.steps is None:
-            return min(seconds / self.budget.amount, 1.0)
-        return min(step / self.steps, 1.0)
 
 
 def build(config: dict[str, Any]) -> Parts:
@@ -91,6 +82,10 @@ def check_trainer(trainer: Mapping[str, Any]) -> None:
     for name in ("batch_size", "accumulate", "validations", "val_windows", "log_every", "threads"):
         if not isinstance(trainer[name], int) or trainer[name] < 1:
             raise UserError(f"trainer.{name}={trainer[name]} is not possible; give 1 or more.")
+    if not isinstance(trainer["probe_tokens"], int) or trainer["probe_tokens"] < 0:
+        raise UserError(
+            f"trainer.probe_tokens={trainer['probe_tokens']} is not possible; give 0 or more."
+        )
     if "16" in str(trainer["precision"]) and wanted != "gpu" and not torch.cuda.is_available():
         print(
             f"trainer.precision={trainer['precision']} is several times slower than 32-true on a CPU.",
@@ -111,120 +106,25 @@ def train(cfg: DictConfig) -> float | None:
 
     Returns: its bits per byte, which a search minimises.
     """
-    config = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(config, dict)
+    config: Any = OmegaConf.to_container(cfg, resolve=True)
     config.pop("hydra", None)
     torch.set_num_threads(int(config["trainer"]["threads"]))
     parts = build(config)
+    ranks = devices(config["trainer"])
     with prepare_run(cfg) as run:
         if run.finished:
             print(f"Already finished: {run.folder} ({run.quality:.4f} bits per byte).")
+            return run.quality
+        print(describe(parts, run), flush=True)
+        if ranks > 1:
+            from router_lab.ranks import fit_on_ranks
+
+            fit_on_ranks(ranks, config, run)
         else:
-            _fit(parts, run)
+            from router_lab.fit import fit
+
+            fit(parts, run)
     return run.quality
-
-
-def _fit(parts: Parts, run: RunDir) -> None:
-    from lightning import Trainer, seed_everything
-    from lightning.pytorch.callbacks import ModelCheckpoint
-    from lightning.pytorch.loggers import TensorBoardLogger
-
-    from router_lab.board.overview import hparams, write_overview
-    from router_lab.callbacks.clock import Clock
-    from router_lab.callbacks.evaluation import Evaluation
-    from router_lab.callbacks.layers import LayerFigures
-    from router_lab.callbacks.progress import TerminalProgress
-    from router_lab.callbacks.status import Status
-    from router_lab.callbacks.tensorboard import Board
-    from router_lab.callbacks.watch import ExpertWatch
-    from router_lab.data.module import WindowsDataModule
-    from router_lab.result import result_of
-    from router_lab.task import LMTask
-
-    _quiet()
-    config, options = parts.config, parts.config["trainer"]
-    seed_everything(config["seed"], verbose=False)
-    print(describe(parts, run), flush=True)
-    write_overview(run.folder.parent, parts.corpus.val.floor is not None)
-    table = parts.corpus.token_bytes
-    token_bytes = None if table is None else torch.as_tensor(table)
-    clock = Clock(parts.budget.amount if parts.steps is None else None)
-    watch = ExpertWatch(options["validations"], options["log_every"])
-    figures = LayerFigures(parts.corpus.vocab_size, len(parts.corpus.domains), watch)
-    evaluation = Evaluation(
-        clock, figures, parts.tokens_per_step, parts.cost.flops_per_token, token_bytes
-    )
-    task = LMTask(
-        torch.compile(parts.model) if options["compile"] else parts.model,  # type: ignore[arg-type]
-        parts.losses,
-        config["optim"],
-        lambda step: parts.progress(step, clock.seconds),
-    )
-    interval: Any
-    if parts.steps is None:
-        interval, every = timedelta(seconds=parts.budget.amount / options["validations"]), 100
-    else:
-        every = max(1, parts.steps // options["validations"])
-        interval = every * options["accumulate"]
-    trainer = Trainer(
-        accelerator=options["accelerator"],
-        devices=options["devices"],
-        precision=options["precision"],
-        max_steps=-1 if parts.steps is None else parts.steps,
-        accumulate_grad_batches=options["accumulate"],
-        gradient_clip_val=config["optim"]["clip"],
-        val_check_interval=interval,
-        check_val_every_n_epoch=None,
-        num_sanity_val_steps=0,
-        logger=TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False),
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        log_every_n_steps=10**9,
-        callbacks=[
-            clock,
-            watch,
-            evaluation,
-            Board(
-                evaluation,
-                options["log_every"],
-                hparams(config, run.arm, parts.d_hidden, parts.cost.active),
-                config,
-                run.overrides,
-                parts.corpus.domains,
-            ),
-            TerminalProgress(evaluation, parts.steps),
-            Status(run, evaluation, parts.steps),
-            ModelCheckpoint(
-                run.folder / "checkpoints",
-                filename="last",
-                every_n_train_steps=every,
-                enable_version_counter=False,
-            ),
-        ],
-    )
-    data = WindowsDataModule(
-        parts.corpus,
-        seq_len=parts.model.seq_len,
-        batch_size=options["batch_size"],
-        seed=config["seed"],
-        val_windows=options["val_windows"],
-        workers=options["workers"],
-    )
-    trainer.fit(task, data, ckpt_path=run.checkpoint, weights_only=False)
-    if not evaluation.curve or evaluation.curve[-1]["step"] != trainer.global_step:
-        trainer.validate(task, data, verbose=False)
-    if trainer.is_global_zero:
-        torch.save(parts.model.state_dict(), run.folder / "final.ckpt")
-        write_json(run.folder / "result.json", result_of(parts, run, evaluation, trainer.global_step))
-
-
-def _quiet() -> None:
-    """Lightning's tips and advice are not about the experiment."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
 
 
 def describe(parts: Parts, run: RunDir) -> str:
@@ -251,8 +151,7 @@ def load_run(folder: str | Path) -> Parts:
     folder = Path(folder)
     if not (folder / "config.yaml").is_file() or not (folder / "final.ckpt").is_file():
         raise UserError(f"{folder} is not the folder of a finished run: it needs config.yaml and final.ckpt.")
-    config = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
-    assert isinstance(config, dict)
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
     parts = build(config)
     parts.model.load_state_dict(torch.load(folder / "final.ckpt", map_location="cpu"))
     return parts

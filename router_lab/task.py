@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
+from zlib import crc32
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from router_lab.losses import BalanceLoss, layer_terms
+from router_lab.ranks import everywhere, n_ranks
 from router_lab.routing import Routing, StepTotals
 from router_lab.transformer import Transformer
 
@@ -48,7 +50,7 @@ class StepRecord:
 
 
 class StepLoad:
-    """Demand, tokens and router statistics of an optimiser step, added up over its micro-batches."""
+    """Demand, tokens and router statistics of an optimiser step, over its micro-batches."""
 
     def __init__(self) -> None:
         self.demand: dict[str, Tensor] = {}
@@ -64,26 +66,40 @@ class StepLoad:
 
     def over_ranks(self) -> StepLoad:
         """The same, added up over the ranks; itself where there is one."""
-        if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
+        if n_ranks() == 1:
             return self
+        own = {("demand", name, ""): value for name, value in self.demand.items()}
+        own |= {("tokens", name, ""): value for name, value in self.tokens.items()}
+        own |= {
+            ("stats", name, stat): value
+            for name, stats in self.stats.items()
+            for stat, value in stats.items()
+        }
+        # All in one message, and float64 counts exactly up to 2⁵³.
+        likes = everywhere({key: (value.shape, value.dtype) for key, value in own.items()})
+        device = next(iter(own.values())).device if own else torch.device("cpu")
+        parts = {
+            key: own[key].double() if key in own else torch.zeros(shape, device=device).double()
+            for key, (shape, _) in likes.items()
+        }
+        shared = torch.cat([part.flatten() for part in parts.values()] or [torch.zeros(0)])
+        dist.all_reduce(shared)
         total = StepLoad()
-        # Names differ between ranks where an inner expert got no token on one of them.
-        names: list[list[str]] = [[] for _ in range(dist.get_world_size())]
-        dist.all_gather_object(names, [(n, t.shape[0]) for n, t in self.demand.items()])
-        device = next(iter(self.demand.values())).device if self.demand else torch.device("cpu")
-        for name, n_experts in sorted({tuple(n) for rank in names for n in rank}):
-            zeros = torch.zeros(n_experts, dtype=torch.long, device=device)
-            total.demand[name] = _summed(self.demand.get(name, zeros))
-            total.tokens[name] = _summed(self.tokens.get(name, zeros[:1].sum()))
-            if name in self.stats:
-                total.stats[name] = {k: _summed(v) for k, v in sorted(self.stats[name].items())}
+        sums = shared.split([part.numel() for part in parts.values()])
+        for (kind, name, stat), summed in zip(parts, sums, strict=True):
+            shape, dtype = likes[kind, name, stat]
+            value = summed.view(shape).to(dtype)
+            if kind == "stats":
+                total.stats.setdefault(name, {})[stat] = value
+            else:
+                getattr(total, kind)[name] = value
         return total
 
     def density(self) -> float:
         """Assignments over (tokens × experts), averaged over the layers."""
         shares = [
-            self.demand[name].sum().item() / max(self.tokens[name].item() * len(self.demand[name]), 1)
-            for name in self.demand
+            load_E.sum().item() / max(self.tokens[name].item() * len(load_E), 1)
+            for name, load_E in self.demand.items()
         ]
         return sum(shares) / max(len(shares), 1)
 
@@ -96,6 +112,7 @@ class LMTask(LightningModule):
         losses: balance losses by name.
         optim: lr, weight_decay, betas, warmup, min_lr (see conf/optim).
         progress: share of the run that is done, 0 to 1, from the number of optimiser steps.
+        seed: of whatever is random in training: noisy routers, dropout.
     """
 
     def __init__(
@@ -104,14 +121,21 @@ class LMTask(LightningModule):
         losses: Mapping[str, BalanceLoss],
         optim: Mapping[str, Any],
         progress: Callable[[int], float],
+        seed: int = 0,
     ) -> None:
         super().__init__()
         self.model = model
         self.balance_losses = dict(losses)
         self.optim = dict(optim)
         self.progress = progress
+        self.seed = seed
         self.step_load = StepLoad()
         self._needs_global = any(loss.global_load for loss in losses.values())
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Noise depends on seed, batch and rank alone, as the data do: so arms are paired, and a run
+        # that was taken up again is as if nothing had happened.
+        torch.manual_seed(crc32(f"{self.seed}/{self.global_rank}/{batch_idx}".encode()))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         nats_BS, routings = self._predict(batch)
@@ -137,13 +161,12 @@ class LMTask(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)  # runs the last micro-batch, then the optimiser
-        load = self.step_load.over_ranks()
+        load, self.step_load = self.step_load.over_ranks(), StepLoad()
         density = load.density()
         for name, router in self.model.routers().items():
             if name in load.demand:
                 totals = StepTotals(int(load.tokens[name]), density, load.stats.get(name, {}))
                 router.after_step(load.demand[name], totals)
-        self.step_load = StepLoad()
 
     def configure_optimizers(self) -> Any:
         decayed = [p for p in self.model.parameters() if p.requires_grad and p.dim() >= 2]
@@ -167,16 +190,10 @@ class LMTask(LightningModule):
         """Linear warm-up, then a cosine down to min_lr."""
         done, warmup, low = self.progress(step), self.optim["warmup"], self.optim["min_lr"]
         if done < warmup:
-            return float(done / warmup) + 1e-3
+            return min(float(done / warmup) + 1e-3, 1.0)
         left = 0.5 * (1 + math.cos(math.pi * min((done - warmup) / max(1 - warmup, 1e-9), 1.0)))
         return float(low + (1 - low) * left)
 
 
 def _add(sums: dict[str, Tensor], name: str, value: Tensor) -> None:
     sums[name] = sums[name] + value if name in sums else value.clone()
-
-
-def _summed(value: Tensor) -> Tensor:
-    value = value.clone()
-    dist.all_reduce(value)
-    return value

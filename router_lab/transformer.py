@@ -55,24 +55,36 @@ class Attention(nn.Module):
         self.register_buffer("cos_SD", angle_SD.cos(), persistent=False)
         self.register_buffer("sin_SD", angle_SD.sin(), persistent=False)
 
-    def _rotate(self, x_BHSD: Tensor) -> Tensor:
-        S = x_BHSD.shape[2]
-        cos_SD, sin_SD = self.cos_SD[:S].to(x_BHSD.dtype), self.sin_SD[:S].to(x_BHSD.dtype)
+    def _rotate(self, x_BHSD: Tensor, first: int) -> Tensor:
+        at = slice(first, first + x_BHSD.shape[2])
+        cos_SD, sin_SD = self.cos_SD[at].to(x_BHSD.dtype), self.sin_SD[at].to(x_BHSD.dtype)
         a, b = x_BHSD.chunk(2, dim=-1)
         return torch.cat([a * cos_SD - b * sin_SD, a * sin_SD + b * cos_SD], dim=-1)
 
-    def forward(self, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
+    def _heads(self, x_BSD: Tensor) -> Tensor:
+        """Queries, keys and values [3, B, H, S, D/H]."""
+        B, S, _ = x_BSD.shape
+        return self.qkv(x_BSD).view(B, S, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+
+    def forward(
+        self, x_BSD: Tensor, mask_BS: Tensor | None, past_BPD: Tensor | None = None
+    ) -> Tensor:
         B, S, D = x_BSD.shape
-        q, k, v = self.qkv(x_BSD).view(B, S, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        P = 0 if past_BPD is None else past_BPD.shape[1]
+        q, k, v = self._heads(x_BSD)
+        q, k = self._rotate(q, P), self._rotate(k, P)
         allowed = None
         if mask_BS is not None:
             causal_SS = torch.ones(S, S, dtype=torch.bool, device=x_BSD.device).tril()
             # The diagonal stays open, so that a padded row has something to attend to.
             own_SS = torch.eye(S, dtype=torch.bool, device=x_BSD.device)
             allowed = causal_SS & mask_BS[:, None, None, :] | own_SS
-        y = F.scaled_dot_product_attention(
-            self._rotate(q), self._rotate(k), v, attn_mask=allowed, is_causal=allowed is None
-        )
+        elif past_BPD is not None:
+            _, past_k, past_v = self._heads(past_BPD)
+            k = torch.cat([self._rotate(past_k, 0).expand(B, -1, -1, -1), k], dim=2)
+            v = torch.cat([past_v.expand(B, -1, -1, -1), v], dim=2)
+            allowed = torch.ones(S, P + S, dtype=torch.bool, device=x_BSD.device).tril(P)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None)
         return self.out(y.transpose(1, 2).reshape(B, S, D))
 
 
@@ -87,13 +99,21 @@ class Block(nn.Module):
         self.ffn = ffn
         self.dropout = nn.Dropout(dropout)
 
-    def attend(self, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
-        return x_BSD + self.dropout(self.attention(self.attention_norm(x_BSD), mask_BS))
+    def attend(
+        self, x_BSD: Tensor, mask_BS: Tensor | None, past_BPD: Tensor | None = None
+    ) -> Tensor:
+        past_BPD = None if past_BPD is None else self.attention_norm(past_BPD)
+        y_BSD = self.attention(self.attention_norm(x_BSD), mask_BS, past_BPD)
+        return x_BSD + self.dropout(y_BSD)
 
     def forward(
-        self, x_BSD: Tensor, mask_BS: Tensor | None, context: RouterContext
+        self,
+        x_BSD: Tensor,
+        mask_BS: Tensor | None,
+        context: RouterContext,
+        past_BPD: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Routing]]:
-        x_BSD = self.attend(x_BSD, mask_BS)
+        x_BSD = self.attend(x_BSD, mask_BS, past_BPD)
         h_BSD = self.ffn_norm(x_BSD)
         if mask_BS is None:
             y_TD, routings = self.ffn(h_BSD.flatten(0, 1), context)
@@ -185,11 +205,14 @@ class Transformer(nn.Module):
         stop: int | None = None,
         previous: Routing | None = None,
         rewire: Mapping[str, Rewire] | None = None,
+        past: Sequence[Tensor] | None = None,
     ) -> tuple[Tensor, dict[str, Routing]]:
         """The residual stream from the input of block `start` to that of block `stop`.
 
         Args:
             previous: record of the nearest routed layer below `start`.
+            past: where x holds only positions from the P-th on: the input of each block at the
+                positions before [B or 1, P, D]. Not together with padding.
         """
         routings: dict[str, Routing] = {}
         layers = range(len(self.blocks))[start:stop]
@@ -199,7 +222,7 @@ class Transformer(nn.Module):
             if self.checkpoint and self.training:
                 x_BSD, found = checkpoint(block, x_BSD, mask_BS, here, use_reentrant=False)
             else:
-                x_BSD, found = block(x_BSD, mask_BS, here)
+                x_BSD, found = block(x_BSD, mask_BS, here, past[layer] if past else None)
             previous = found.get("", previous)
             routings.update({join(f"layer{layer}", name): r for name, r in found.items()})
         return x_BSD, routings

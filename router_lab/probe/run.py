@@ -111,13 +111,17 @@ class Job:
 
     def describe(self) -> str:
         """What it will cost."""
-        share = (len(self.model.blocks) + 1) / (2 * len(self.model.blocks))  # from that layer up
-        windows = self.sequences + self.knockouts * len(self.batches[0])
-        seconds = windows * share * self._seconds_a_window()
+        L = len(self.model.blocks)
+        # On average half of the layers are above; where sequences don't compete, half of a window
+        # is after the probed token and the layer itself is left out.
+        alone = sequences_meet(self.model)
+        windows = self.sequences * ((L + 1) / (2 * L) if alone else (L - 1) / (4 * L) + 0.1)
+        windows += self.knockouts * len(self.batches[0]) * (L + 1) / (2 * L)
+        seconds = windows * self._seconds_a_window()
         n_layers = len(routed_layers(self.model))
-        alone = ", one at a time since sequences compete" if sequences_meet(self.model) else ""
         return (
-            f"{self.tokens} tokens × {n_layers} layers, {self.sequences:,} other choices{alone}; "
+            f"{self.tokens} tokens × {n_layers} layers, {self.sequences:,} other choices"
+            f"{', one at a time since sequences compete' * alone}; "
             f"{self.knockouts:,} knock-outs of {self.batches[0].numel():,} tokens; "
             f"about {max(seconds, 1):.0f} s on {self.device.type}"
         )

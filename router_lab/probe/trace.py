@@ -48,16 +48,32 @@ def trace(model: Transformer, tokens_BS: Tensor) -> Trace:
     return Trace(context, inputs, previous, routings, x_BSD)
 
 
-def resume(
-    model: Transformer, known: Trace, layer: int, rewire: Mapping[str, Rewire], copies: int = 1
-) -> Tensor:
-    """The output [copies · B, S, D] of the pass taken up at a layer, in several copies at once."""
-    x_BSD, below, context = known.inputs[layer], known.previous[layer], known.context
-    if copies > 1:
-        context = repeat_context(context, copies)
-        x_BSD = x_BSD.repeat(copies, 1, 1)
-        below = None if below is None else repeat(below, copies)
-    return model.run(x_BSD, context, start=layer, previous=below, rewire=rewire)[0]
+def resume(model: Transformer, known: Trace, layer: int, rewire: Mapping[str, Rewire]) -> Tensor:
+    """The output [B, S, D] of the pass taken up at a layer."""
+    x_BSD, below = known.inputs[layer], known.previous[layer]
+    return model.run(x_BSD, known.context, start=layer, previous=below, rewire=rewire)[0]
+
+
+def span(routing: Routing, start: int, stop: int) -> Routing:
+    """The record of some tokens of a single window, start … stop − 1."""
+    inside_A = (routing.token_A >= start) & (routing.token_A < stop)
+    kept = routing.keep(inside_A.nonzero().squeeze(1))
+    residual_T, carry_TD = routing.residual_T, routing.carry_TD
+    return replace(
+        kept,
+        k=routing.k,
+        token_A=kept.token_A - start,
+        logits_TE=routing.logits_TE[start:stop],
+        probs_TE=routing.probs_TE[start:stop],
+        context=span_context(routing.context, start, stop),
+        residual_T=None if residual_T is None else residual_T[start:stop],
+        carry_TD=None if carry_TD is None else carry_TD[start:stop],
+    )
+
+
+def span_context(context: RouterContext, start: int, stop: int) -> RouterContext:
+    place_T = context.position_T
+    return context.select(((place_T >= start) & (place_T < stop)).nonzero().squeeze(1))
 
 
 def repeat(routing: Routing, copies: int) -> Routing:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from router_lab.probe.regret import alternatives, measure_regret, n_alternatives
-from router_lab.probe.trace import resume, routed_layers, sequences_meet, trace
+from router_lab.probe.trace import trace
 from router_lab.registry import ROUTERS
 from router_lab.routing import RouterContext, Routing
 from router_lab.transformer import Transformer
@@ -228,11 +228,6 @@ def test_any_router(name: str) -> None:
     model = build({"name": name, **given}, n_experts=8)
     tokens_S, t = window(), 2
     known = trace(model, tokens_S[None, :-1])
-    if not sequences_meet(model):
-        for name_, (layer, _) in routed_layers(model).items():
-            same = resume(model, known, layer, {}, copies=3)
-            torch.testing.assert_close(same, known.output.expand_as(same), atol=1e-5, rtol=1e-5)
-            assert name_ in known.routings
     found = measure_regret(model, tokens_S[None], [t])
     first = t if model.causal else 0
     whole = F.cross_entropy(

@@ -1,0 +1,135 @@
+"""Training one run to its end, and writing down what came out. Lightning is imported here."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+
+import torch
+from lightning import Trainer, seed_everything
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+
+from router_lab.board.overview import hparams, write_overview
+from router_lab.callbacks.checkpoint import Checkpoint
+from router_lab.callbacks.clock import Clock
+from router_lab.callbacks.evaluation import Evaluation
+from router_lab.callbacks.layers import LayerFigures
+from router_lab.callbacks.progress import TerminalProgress
+from router_lab.callbacks.status import Status
+from router_lab.callbacks.tensorboard import Board
+from router_lab.callbacks.watch import ExpertWatch
+from router_lab.data.module import WindowsDataModule
+from router_lab.experts import ExpertList
+from router_lab.grid import RunDir, write_json
+from router_lab.result import result_of
+from router_lab.run import Parts
+from router_lab.task import LMTask
+from router_lab.transformer import Transformer
+
+NEVER = 10**12
+"""Batches between validations where the Clock says when they are due."""
+
+
+def fit(parts: Parts, run: RunDir, ranks: int = 1) -> None:
+    """Trains from the run's checkpoint, or from the beginning, and writes result.json.
+
+    Args:
+        ranks: processes that train the run; this is one of them.
+
+    Raises:
+        Interrupted: a stop was asked for; the checkpoint is written.
+        UserError: training diverged.
+    """
+    _quiet()
+    config, options = parts.config, parts.config["trainer"]
+    seed_everything(config["seed"], verbose=False)
+    clock = Clock(parts.steps, parts.budget.amount, options["validations"])
+    watch = ExpertWatch(options["validations"], options["log_every"])
+    figures = LayerFigures(parts.corpus.vocab_size, len(parts.corpus.domains), watch)
+    table = parts.corpus.token_bytes
+    evaluation = Evaluation(
+        clock,
+        figures,
+        parts.tokens_per_step,
+        parts.cost.flops_per_token,
+        None if table is None else torch.as_tensor(table),
+    )
+    if options["compile"]:
+        parts.model.compile()
+    task = LMTask(parts.model, parts.losses, config["optim"], clock.done, config["seed"])
+    board = Board(
+        evaluation,
+        options["log_every"],
+        hparams(run.arm, run.seed, list(parts.model.routers().values()), parts.cost.active),
+        config,
+        run.overrides,
+        parts.corpus.domains,
+    )
+    write_overview(run.folder.parent, parts.corpus.val.floor is not None)
+    trainer = Trainer(
+        accelerator=options["accelerator"],
+        devices=options["devices"],
+        strategy=_strategy(parts.model, ranks),
+        precision=options["precision"],
+        max_steps=parts.steps or -1,
+        accumulate_grad_batches=options["accumulate"],
+        gradient_clip_val=config["optim"]["clip"],
+        val_check_interval=NEVER,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        logger=TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        log_every_n_steps=10**9,
+        callbacks=[  # in this order: a checkpoint keeps what the others saw of the same step
+            clock,
+            watch,
+            evaluation,
+            board,
+            TerminalProgress(evaluation, parts.steps),
+            Status(run, evaluation),
+            Checkpoint(run, clock),
+        ],
+    )
+    data = WindowsDataModule(
+        parts.corpus,
+        seq_len=parts.model.seq_len,
+        batch_size=options["batch_size"],
+        seed=config["seed"],
+        val_windows=options["val_windows"],
+        workers=options["workers"],
+    )
+    trainer.fit(task, data, ckpt_path=run.checkpoint, weights_only=False)
+    if not evaluation.curve or evaluation.curve[-1]["step"] != trainer.global_step:
+        trainer.validate(task, data, verbose=False)  # it was killed just before
+    result = result_of(parts, run, evaluation, trainer.global_step)
+    if trainer.is_global_zero:
+        if options["probe_tokens"] and parts.model.routers():
+            from router_lab.probe.run import Job
+
+            result["probe"] = Job(parts, options["probe_tokens"]).run()
+        torch.save(parts.model.state_dict(), run.folder / "final.ckpt")
+        write_json(run.folder / "result.json", result)
+
+
+def _strategy(model: Transformer, ranks: int) -> str | Strategy:
+    if ranks == 1:
+        return "auto"
+    return DDPStrategy(
+        # An expert in a list is left out where it gets no token.
+        find_unused_parameters=any(isinstance(m, ExpertList) for m in model.modules()),
+        # Routers' buffers change by the sums over all ranks, so they are the same already; and in
+        # validation, ranks may have different numbers of batches.
+        broadcast_buffers=False,
+    )
+
+
+def _quiet() -> None:
+    """Lightning's tips and advice are not about the experiment."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")
