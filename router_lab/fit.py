@@ -22,6 +22,8 @@ from router_lab.callbacks.watch import ExpertWatch
 from router_lab.data.module import WindowsDataModule
 from router_lab.experts import ExpertList
 from router_lab.grid import RunDir, write_json
+from router_lab.probe.run import Job
+from router_lab.probe.trace import routed_layers
 from router_lab.result import result_of
 from router_lab.run import Parts
 from router_lab.task import LMTask
@@ -107,9 +109,7 @@ def fit(parts: Parts, run: RunDir, ranks: int = 1) -> None:
         trainer.validate(task, data, verbose=False)  # it was killed just before
     result = result_of(parts, run, evaluation, trainer.global_step)
     if trainer.is_global_zero:
-        if options["probe_tokens"] and parts.model.routers():
-            from router_lab.probe.run import Job
-
+        if options["probe_tokens"] and routed_layers(parts.model):
             result["probe"] = Job(parts, options["probe_tokens"]).run()
         torch.save(parts.model.state_dict(), run.folder / "final.ckpt")
         write_json(run.folder / "result.json", result)

@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from router_lab.cli import main
 from router_lab.errors import UserError
 from router_lab.paths import conf_dir
 from router_lab.probe.run import Job, probe
@@ -98,3 +99,17 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         probe([str(unfinished)])
     with pytest.raises(UserError, match="not the folder of a finished run"):
         probe([str(tmp_path)])
+
+
+def test_a_run_may_be_probed_as_soon_as_it_is_trained(tmp_path: Path) -> None:
+    small = ["model=nano", "data=languages", "data.n_tokens=50000", "budget=tokens:3k"]
+    small += ["trainer.validations=1", "trainer.val_windows=4", "trainer.probe_tokens=2"]
+    main(["train", f"out={tmp_path}", *small])
+    main(["train", f"out={tmp_path}", *small, "ffn=mlp"])
+    (routed,), (dense,) = (list(tmp_path.glob(f"*/{arm}-*")) for arm in ("softmax_topk", "mlp"))
+    found = json.loads((routed / "result.json").read_text())["probe"]
+    assert "probe" not in json.loads((dense / "result.json").read_text())
+    again = Job(load_run(routed), 2).run()
+    assert found["tokens"] == 2 and found["layers"] == again["layers"]
+    with pytest.raises(SystemExit):
+        main(["train", f"out={tmp_path}", *small[:-1], "trainer.probe_tokens=-1"])
