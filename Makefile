@@ -1,10 +1,13 @@
 # Every target sets up .venv by itself; nothing but Python is needed beforehand.
 PYTHON ?= python3
-# Tests of extras that are not installed are skipped.
+# For the tests alone; those of extras that are not installed are skipped.
 EXTRAS ?= dev,hf,hub,optuna,slurm
 BIN    := .venv/bin
-STAMP  := .venv/.installed
+CORE   := .venv/.core
+DEV    := .venv/.dev
 RUNS   ?= runs
+
+PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
 
 # Threads of one process fight for the cores with its neighbours: one each.
 export OMP_NUM_THREADS ?= 1
@@ -18,24 +21,28 @@ help:
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv, caches and build output; runs are kept"
 
-$(STAMP): pyproject.toml constraints.txt
+$(CORE): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(EXTRAS)]"
+	$(PIP_INSTALL) .
 	@touch $@
 
-demo: $(STAMP)
+$(DEV): $(CORE)
+	$(PIP_INSTALL) ".[$(EXTRAS)]"
+	@touch $@
+
+demo: $(CORE)
 	$(BIN)/router-lab train grid=first_look out=$(RUNS)
 	$(BIN)/router-lab compare $(RUNS)/first_look
 	@echo
-	@echo "Curves: $(BIN)/tensorboard --logdir $(RUNS)/first_look   then open http://localhost:6006"
+	@echo "Curves: $(BIN)/router-lab board $(RUNS)/first_look   (TensorBoard on http://localhost:6006)"
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile -m "not slow"
 
-slow: $(STAMP)
+slow: $(DEV)
 	$(BIN)/python -m pytest -q -m slow
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
