@@ -64,10 +64,16 @@ def grouped_linear(rows_RI: Tensor, weight_EIO: Tensor, sizes: list[int]) -> Ten
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         rows_RI, weight_EIO = rows_RI.to(dtype), weight_EIO.to(dtype)
-    if rows_RI.is_cuda and rows_RI.dtype == torch.bfloat16:
+    if rows_RI.is_cuda and rows_RI.dtype == torch.bfloat16 and aligned(weight_EIO):
         ends = torch.tensor(sizes, device=rows_RI.device).cumsum(0).to(torch.int32)
         return F.grouped_mm(rows_RI, weight_EIO, offs=ends)
     return GroupedLinear.apply(rows_RI, weight_EIO, sizes)
+
+
+def aligned(weight_EIO: Tensor) -> bool:
+    """Whether rows of the weight and of what it is multiplied with fill whole 16 bytes, as
+    F.grouped_mm wants it. A width solved for a budget need not."""
+    return all(width * weight_EIO.element_size() % 16 == 0 for width in weight_EIO.shape[1:])
 
 
 class Experts(nn.Module, ABC):

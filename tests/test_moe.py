@@ -9,7 +9,7 @@ from torch import nn
 
 from router_lab.dispatch import combine, dispatch, sort_by_expert
 from router_lab.errors import UserError
-from router_lab.experts import GroupedLinear, StackedSwiGLU
+from router_lab.experts import GroupedLinear, StackedSwiGLU, aligned
 from router_lab.ffns.mistral import MistralMLP
 from router_lab.ffns.mlp import MLP
 from router_lab.ffns.moe import MoE
@@ -249,6 +249,19 @@ def test_grouped_linear_is_grouped_mm(dtype):
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(8, 16), (8, 6), (6, 8), (8, 12)], ids=str)
+def test_widths_that_grouped_mm_takes_are_known(dtype, shape):
+    rows, weight = torch.randn(4, shape[0]).to(dtype), torch.randn(2, *shape).to(dtype)
+    try:
+        F.grouped_mm(rows, weight, offs=torch.tensor([1, 4], dtype=torch.int32))
+    except RuntimeError as error:
+        assert "multiple of 16 bytes" in str(error)
+        assert not aligned(weight)
+    else:
+        assert aligned(weight)
 
 
 def test_autocast_computes_experts_in_bf16_and_the_gate_in_float32():
