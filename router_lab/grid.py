@@ -62,6 +62,8 @@ def arm_name(cfg: DictConfig) -> str:
     if name is None:
         ffn = OmegaConf.select(cfg, "ffn.name")
         name = OmegaConf.select(cfg, "router.name") if ffn in (None, "moe") else ffn
+        if OmegaConf.select(cfg, "ffn.expert.name") == "moe":
+            name = f"hierarchical_{name}"
     name = str(name)
     if not re.fullmatch(r"[A-Za-z0-9][\w.,=+@-]{0,119}", name):
         raise UserError(
