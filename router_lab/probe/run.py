@@ -31,14 +31,20 @@ KNOCKOUT_WINDOWS = 16
 SIMILARITY_ROWS = 256
 
 SHOWN = {
-    "regret_nats": "regret, nats",
-    "swap_nats": "another choice, nats",
-    "best_choice": "best choice",
-    "best_choice_chance": "by chance",
+    "regret_nats": "regret",
+    "swap_nats": "others",
+    "best_choice": "best",
+    "best_choice_chance": "chance",
     "beats": "beats",
-    "knockout_nats": "knock-out, nats",
-    "output_similarity": "output similarity",
+    "knockout_nats": "knock-out",
+    "output_similarity": "alike",
 }
+LEGEND = (
+    "regret: nats that the best other choice of experts would have saved; others: nats that an "
+    "average other choice costs; best: how often the router's was the best, chance: of a blind one; "
+    "beats: share of other choices that are worse; knock-out: nats a token that taking an expert "
+    "away costs, on average; alike: mean cosine of the experts' outputs"
+)
 
 
 def probe(runs: Sequence[str], tokens: int = 64) -> None:
@@ -56,6 +62,7 @@ def probe(runs: Sequence[str], tokens: int = 64) -> None:
     console = Console()
     for folder in map(Path, runs):
         parts = load_run(folder)
+        torch.set_num_threads(int(parts.config["trainer"]["threads"]))
         if not is_finished(folder):
             raise UserError(f"{folder} has no result.json; probe a run that is finished.")
         result = read_json(folder / "result.json")
@@ -187,7 +194,7 @@ def means(layers: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def table(title: str, found: Mapping[str, Any]) -> Table:
-    shown = Table(title=title, title_justify="left")
+    shown = Table(title=title, title_justify="left", caption=LEGEND, caption_justify="left")
     shown.add_column("layer")
     for heading in SHOWN.values():
         shown.add_column(heading, justify="right")
