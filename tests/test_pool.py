@@ -27,8 +27,8 @@ def launch(*overrides: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, _ = process.communicate(timeout=60)
+def end(process: subprocess.Popen[str], seconds: float = 60) -> tuple[int, str]:
+    output, _ = process.communicate(timeout=seconds)
     return process.returncode, output
 
 
@@ -41,10 +41,10 @@ def statuses(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 30) -> None:
     begin = time.monotonic()
     while not condition():
-        assert time.monotonic() - begin < 30
+        assert time.monotonic() - begin < seconds
         time.sleep(0.05)
 
 
