@@ -20,7 +20,8 @@ from router_lab.report.seeds import seeds_table
 
 FILES = {
     "table.md", "table.csv", "table.tex", "report.html", "quality_imbalance.png",
-    "quality_imbalance.svg", "curves.png", "curves.svg", "loads.png", "loads.svg",
+    "quality_imbalance.svg", "curves.png", "curves.svg", "balance.png", "balance.svg",
+    "loads.png", "loads.svg",
 }  # fmt: skip
 
 

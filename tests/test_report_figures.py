@@ -18,7 +18,7 @@ from router_lab.report.figures import pareto_front, write_figures
 from router_lab.report.labels import place, spread
 from router_lab.report.style import FOCUS, in_focus, styles
 
-ALL = ["quality_imbalance", "curves", "loads"]
+ALL = ["quality_imbalance", "curves", "balance", "loads"]
 
 
 def comparison_of(root: Path, by: str = "tokens") -> Comparison:
@@ -32,7 +32,8 @@ def test_every_figure_is_written_and_names_its_arms(tmp_path: Path, by: str) -> 
     for name in ALL:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         drawn = (tmp_path / f"{name}.svg").read_text()
-        arms = [arm for arm in ARMS if name != "loads" or ARMS[arm].router]
+        routed = name in ("loads", "balance")
+        arms = [arm for arm in ARMS if not routed or ARMS[arm].router]
         assert all(f">{arm}<" in drawn for arm in arms), name
         for arm in arms:
             if arm != compared.baseline.name and name != "loads":

@@ -40,7 +40,12 @@ def write_figures(comparison: Comparison, out: Path) -> list[str]:
 
     matplotlib.use("Agg")
     written = []
-    drawn = {"quality_imbalance": quality_imbalance, "curves": curves, "loads": load_heatmaps}
+    drawn = {
+        "quality_imbalance": quality_imbalance,
+        "curves": curves,
+        "balance": balance,
+        "loads": load_heatmaps,
+    }
     with matplotlib.rc_context(LOOK):
         for name, draw in drawn.items():
             figure = draw(comparison)
@@ -155,6 +160,24 @@ def curves(comparison: Comparison) -> Figure | None:
         right.set_ylim(min(low, -0.05 * (high - low)), max(high, 0.05 * (high - low)))
     ends = {row.name: ends[row.name] for row in in_focus(comparison) if row.name in ends}
     name_ends(right, ends, styles(comparison))
+    return figure
+
+
+def balance(comparison: Comparison) -> Figure | None:
+    """MaxVio over the course of training. None without routed arms."""
+    found = {row.name: band(row.arm, comparison.by, "max_vio") for row in comparison.in_grid_order}
+    bands = {name: curve for name, curve in found.items() if curve is not None}
+    if not bands:
+        return None
+    named = [row.name for row in in_focus(comparison) if row.name in bands]
+    figure, (axes,) = new_figure(6.2, 4.2, names=named)
+    _lines(axes, comparison, bands)
+    square_root_axis(axes, max(float(curve.high.max()) for curve in bands.values()), "y")
+    axes.set_ylabel("imbalance: MaxVio (0 is balanced; square-root scale)")
+    band_says = " (band: lowest to highest seed)" if comparison.seeds[1] > 1 else ""
+    axes.set_title(f"Balance over training{band_says}")
+    ends = {n: (float(bands[n].x[-1]), float(bands[n].mean[-1])) for n in named}
+    name_ends(axes, ends, styles(comparison))
     return figure
 
 
