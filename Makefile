@@ -13,11 +13,12 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint clean
+.PHONY: help demo test slow references lint clean
 
 help:
 	@echo "make demo   train the first grid and compare its arms (minutes)"
 	@echo "make test   the tests; 'make slow' for those over ten seconds"
+	@echo "make references   the table of docs/routers.md, from the tests' own measurements"
 	@echo "make lint   ruff and mypy"
 	@echo "make clean  remove .venv, caches and build output; runs are kept"
 
@@ -41,6 +42,11 @@ test: $(DEV)
 
 slow: $(DEV)
 	$(BIN)/python -m pytest -q -m slow
+
+references: $(DEV)
+	$(BIN)/python -m pytest -q -n auto --dist loadfile --record-references router_lab/references.json \
+		$$(grep -rl --include='test_*.py' reference_check tests)
+	$(BIN)/python docs/make_routers.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -56,34 +56,34 @@ def list_routers(plugins: Iterable[str] = ()) -> None:
 
 
 def explain_router(name: str, plugins: Iterable[str] = ()) -> None:
-    """Prints a router's equations, options, losses, causality and what it was checked against.
+    """Prints the equations, options, losses and causality of a router or feed-forward layer, and
+    what it was checked against.
 
     Raises:
         UserError: no router or feed-forward layer has the name.
     """
     for path in plugins:
         load_plugin(path)
-    console = Console(highlight=False, soft_wrap=False)
-    if name not in ROUTERS.names() and name in FFNS.names():
-        _explain(console, name, FFNS.get(name), FFNS.options(name), f"ffn={name}")
-        return
-    cls = ROUTERS.get(name)
-    router = typical(name)
-    _explain(console, name, cls, ROUTERS.options(name), f"router={name}")
-    facts = {
-        "causal": _causality(router) if router else _yes(cls.causal).plain,
-        "experts a token": _experts_text(cls, router),
-        "loss=default": _losses_text((router or cls).default_losses),
-        "checked against": cls.reference or "nothing: it names no reference",
-    }
+    console = Console(highlight=False)
+    registry = FFNS if name in FFNS.names() and name not in ROUTERS.names() else ROUTERS
+    cls = registry.get(name)
+    _explain(console, name, cls, registry.options(name), f"{registry.kind}={name}")
+    facts = {}
+    if registry is ROUTERS:
+        router = typical(name)
+        facts["causal"] = _causality(router) if router else _yes(cls.causal).plain
+        facts["experts a token"] = _experts_text(cls, router)
+        facts["loss=default"] = _losses_text((router or cls).default_losses)
+    elif name != "moe":
+        facts["causal"] = _yes(cls.causal).plain
+    facts["checked against"] = getattr(cls, "reference", "") or "nothing: it names no reference"
     _print_facts(console, facts)
     checks = [check for check in references() if check["router"] == name]
     if checks:
         table = _table("compared in the tests with", "tolerance", "largest error")
         for check in checks:
-            table.add_row(
-                Text(check["against"]), f"{check['tolerance']:.0e}", f"{check['error']:.1e}"
-            )
+            tolerance, error = f"{check['tolerance']:.0e}", f"{check['error']:.1e}"
+            table.add_row(Text(check["against"]), tolerance, error)
         console.print(table)
 
 

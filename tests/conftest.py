@@ -44,9 +44,17 @@ class ReferenceRecorder:
                     self.records.append({**json.loads(str(value)), "test": report.nodeid})
 
     def pytest_sessionfinish(self) -> None:
-        order = sorted(self.records, key=lambda r: (r["router"], r["against"], r["test"]))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(order, indent=1) + "\n")
+        """One line for each comparison: its largest tolerance and error over all tests."""
+        worst: dict[tuple[str, str], dict[str, Any]] = {}
+        for record in self.records:
+            record["test"] = record["test"].split("[")[0]
+            same = worst.setdefault((record["router"], record["against"]), record)
+            for figure in ("tolerance", "error"):
+                same[figure] = max(same[figure], record[figure])
+        for record in worst.values():
+            record["error"] = float(f"{record['error']:.2g}")  # the rest changes with the machine
+        lines = [json.dumps(worst[key], ensure_ascii=False) for key in sorted(worst)]
+        self.path.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -69,6 +69,16 @@ def test_an_explanation_in_full(
     assert not any("another" in line for line in lines)
 
 
+def test_the_table_in_the_docs_is_the_record_and_leaves_no_router_out() -> None:
+    remedy = "run `make references`"
+    checked = {check["router"] for check in catalog.references()}
+    assert set(ROUTERS.names()) <= checked, remedy
+    assert checked <= set(ROUTERS.names()) | set(FFNS.names()), remedy
+    docs = Path(__file__).parent.parent / "docs"
+    page = load_plugin(docs / "make_routers.py").page()
+    assert (docs / "routers.md").read_text() == page, remedy
+
+
 def test_a_docstring_is_taken_apart() -> None:
     class Documented:
         """What it does,
