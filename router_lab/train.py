@@ -38,7 +38,7 @@ def load_named_plugins(arguments: list[str]) -> None:
     given = [text for text in arguments if text.startswith("plugins=")]
     for override in OverridesParser.create().parse_overrides(given):
         paths = override.value()
-        for path in [paths] if isinstance(paths, str) else paths or []:
+        for path in paths if isinstance(paths, list) else [paths]:
             load_plugin(str(path))
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 INK, FAINT, PAPER = (40, 40, 40), (120, 120, 120), (255, 255, 255)
 MISSING = (225, 225, 225)
 # Anchors of two scales that a colour-blind reader can tell: blue – white – red, white – blue.
@@ -89,9 +90,7 @@ def _colours(panel: Heatmap) -> np.ndarray:
     return pixels.astype(np.uint8)
 
 
-def _legend(
-    pen: ImageDraw.ImageDraw, panel: Heatmap, x: float, y: float, font: ImageFont.FreeTypeFont
-) -> None:
+def _legend(pen: ImageDraw.ImageDraw, panel: Heatmap, x: float, y: float, font: Font) -> None:
     low, high = panel.legend
     pen.text((x, y + 5), low, fill=FAINT, font=font, anchor="lm")
     x += font.getlength(low) + 6
