@@ -24,10 +24,14 @@ def parser() -> argparse.ArgumentParser:
 
     routers = commands.add_parser("routers", help="list the routers, or explain one")
     routers.add_argument("name", nargs="?", help="a router to explain")
-    routers.add_argument("--plugin", action="append", default=[], help="a loose file that registers routers")
+    routers.add_argument(
+        "--plugin", action="append", default=[], help="a loose file that registers routers"
+    )
 
     compare = commands.add_parser("compare", help="compare the arms of finished runs")
-    compare.add_argument("dirs", nargs="+", metavar="DIR", help="folders of runs, of one grid or several")
+    compare.add_argument(
+        "dirs", nargs="+", metavar="DIR", help="folders of runs, of one grid or several"
+    )
     compare.add_argument("--baseline", metavar="ARM", help="the arm that others are compared with")
     compare.add_argument("--by", default="tokens", choices=("tokens", "flops", "seconds"))
     compare.add_argument(

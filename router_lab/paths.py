@@ -15,4 +15,4 @@ def conf_dir() -> Path:
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
             return folder
-    raise FileNotFoundError(f"no conf/config.yaml in {package} or beside it: install router-lab again")
+    raise FileNotFoundError(f"no conf/config.yaml in or beside {package}: install router-lab again")

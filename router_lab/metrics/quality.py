@@ -31,17 +31,18 @@ class BitsPerByte(Metric):
             self.add_state(name, default=zero, dist_reduce_fx="sum")
 
     def update(self, nats_BS: Tensor, target_BS: Tensor, floor_BS: Tensor | None = None) -> None:
-        """Args: nats_BS: loss of each token. target_BS: the token. floor_BS: its Bayes-optimal loss."""
+        """Args: nats_BS: loss of each token. target_BS: the token. floor_BS: the least there is."""
         self.nats += nats_BS.double().sum()
         self.n_tokens += nats_BS.numel()
         by_token = self.token_bytes_V
-        self.n_bytes += nats_BS.numel() if by_token is None else by_token[target_BS].double().sum()
+        bytes_ = nats_BS.numel() if by_token is None else by_token[target_BS].double().sum()
+        self.n_bytes += bytes_
         if floor_BS is not None:
             self.floor += floor_BS.double().sum()
             self.n_floor += floor_BS.numel()
 
     def compute(self) -> dict[str, float | None]:
-        """loss (nats a token), bits_per_byte, floor_bits and excess_bits (bits a token, or None)."""
+        """loss (nats a token), bits_per_byte; floor_bits, excess_bits (bits a token, or None)."""
         loss = float(self.nats / self.n_tokens)
         known = bool(self.n_floor)
         floor = float(self.floor / self.n_floor) / math.log(2) if known else None
