@@ -330,6 +330,22 @@ class ReadsTheFuture(Good):
         return self.select(logits_TE, context)
 
 
+@breaks("causality", "declares causal=True, but in")
+class LeaksOnceTrained(Good):
+    """Fresh from the constructor it is causal; after a step it takes away the batch's mean."""
+
+    def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
+        super().__init__(d_model, n_experts, k)
+        self.register_buffer("share", torch.zeros(()))
+
+    def scores(self, x_TD: Tensor) -> Tensor:
+        logits_TE = super().scores(x_TD)
+        return logits_TE - self.share * logits_TE.mean(dim=0)
+
+    def after_step(self, load_E: Tensor, totals: StepTotals) -> None:
+        self.share.fill_(1.0)
+
+
 @breaks("padding", "a batch with padding raises RuntimeError")
 class AssumesFullSequences(Good):
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:

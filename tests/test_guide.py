@@ -111,6 +111,11 @@ def test_the_readme_counts_the_routers() -> None:
         assert int(said) == len(CHECKS)
 
 
+def test_the_guide_lists_the_checks() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \|$", GUIDE.read_text(), re.MULTILINE)
+    assert rows == [(check.name, check.promise) for check in CHECKS]
+
+
 def test_the_entry_point_of_the_guide_is_the_one_that_is_read() -> None:
     import tomllib
 

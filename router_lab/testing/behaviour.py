@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from router_lab.routing import Router, Routing, StepTotals
+from router_lab.routing import Routing
 from router_lab.testing.record import MODES
 from router_lab.testing.subject import (
     VOCABULARY,
@@ -21,6 +20,7 @@ from router_lab.testing.subject import (
     require,
     route,
     seeded,
+    take_steps,
 )
 
 TRIES = 4
@@ -170,18 +170,6 @@ def check_state(subject: Subject) -> None:
             )
         for chosen in (router, fresh):
             take_steps(chosen, subject, n=1, first=20)
-
-
-def take_steps(router: Router, subject: Subject, n: int, first: int = 0) -> None:
-    """Optimiser steps on batches whose tokens are nearly alike, so that the load is uneven."""
-    for step in range(first, first + n):
-        x_TD, context = subject.batch(seed=step)
-        x_TD = x_TD[:1] + 0.3 * x_TD
-        with torch.no_grad():
-            routing = route(router, x_TD, replace(context, step=step), train=True, seed=step)
-        density = len(routing.token_A) / (routing.n_tokens * routing.n_experts)
-        totals = StepTotals(routing.n_tokens, density, dict(routing.stats))
-        router.after_step(routing.demand_E, totals)
 
 
 def check_permutation(subject: Subject) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from router_lab.ffns.moe import MoE
 from router_lab.routing import RouterContext, Routing
 from router_lab.testing.record import MODES
-from router_lab.testing.subject import VOCABULARY, Subject, differing, require, seeded
+from router_lab.testing.subject import VOCABULARY, Subject, differing, require, seeded, take_steps
 
 TRIES = 12
 """Pairs of batches in each mode. A leak that only shows when experts are full needs several."""
@@ -44,8 +44,11 @@ def _layers(subject: Subject) -> list[MoE]:
 
 def find_leak(subject: Subject) -> str | None:
     """What changed in an earlier token's routing when later ones were changed; None if nothing."""
-    layers = _layers(subject)
+    fresh, in_training = _layers(subject), _layers(subject)
+    for layer in in_training:
+        take_steps(layer.router, subject, n=5)
     for seed in range(TRIES):
+        layers = in_training if seed % 3 == 2 else fresh
         B, S = (2, 16) if seed % 2 else (1, 32)
         x_TD, changed_TD, context, other, cut = _pair(subject, B, S, seed)
         earlier_T = torch.arange(cut + 1)  # of sequence 0, which comes first in the batch

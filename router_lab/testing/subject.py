@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from router_lab.registry import ROUTERS
-from router_lab.routing import Router, RouterContext, Routing
+from router_lab.routing import Router, RouterContext, Routing, StepTotals
 from router_lab.transformer import Transformer
 
 VOCABULARY = 32
@@ -119,6 +119,18 @@ def route(
         "Return Routing.from_topk(…) or Routing.from_mask(…).",
     )
     return routing
+
+
+def take_steps(router: Router, subject: Subject, n: int, first: int = 0) -> None:
+    """Optimiser steps on batches whose tokens are nearly alike, so that the load is uneven."""
+    for step in range(first, first + n):
+        x_TD, context = subject.batch(seed=step)
+        x_TD = x_TD[:1] + 0.3 * x_TD
+        with torch.no_grad():
+            routing = route(router, x_TD, replace(context, step=step), train=True, seed=step)
+        density = len(routing.token_A) / (routing.n_tokens * routing.n_experts)
+        totals = StepTotals(routing.n_tokens, density, dict(routing.stats))
+        router.after_step(routing.demand_E, totals)
 
 
 def next_token_loss(logits_BSV: Tensor, tokens_BS: Tensor) -> Tensor:
