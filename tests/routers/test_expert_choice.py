@@ -59,3 +59,13 @@ def test_equal_scores_go_to_earlier_tokens():
     context = RouterContext.of_batch(torch.zeros(1, 10, dtype=torch.long))
     routing = router(torch.ones(10, D), context)
     assert sorted(set(routing.token_A.tolist())) == [0, 1, 2, 3]
+
+
+def test_sequences_need_not_come_one_after_the_other():
+    router = ROUTERS.build({"name": "expert_choice", "scope": "sequence"}, d_model=D, n_experts=E)
+    context = RouterContext.of_batch(torch.zeros(3, 9, dtype=torch.long))
+    x_TD, order_T = torch.randn(27, D), torch.randperm(27)
+    straight = router(x_TD, context)
+    mixed = router(x_TD[order_T], context.select(order_T))
+    pairs = set(zip(straight.token_A.tolist(), straight.expert_A.tolist(), strict=True))
+    assert pairs == set(zip(order_T[mixed.token_A].tolist(), mixed.expert_A.tolist(), strict=True))
