@@ -1,14 +1,17 @@
 """What a router does, measured from its records alone.
 
-By cost, a layer of 64 experts on 2,048 tokens (a batch of validation), one thread:
+By cost, for a layer of 64 experts and a batch of 2,048 tokens on one thread, and as a part of the
+training step of 8 such layers of width 128:
 
-- `RoutingMetrics`, the everyday set: 0.5 ms, about 1% of a training step; for every step.
+- `RoutingMetrics`, the everyday set: 0.5 ms, 1.3%; fit for every step.
 - `ValidationMetrics`, the everyday set and what looks at every token's set of experts (margin,
-  co-activation, specialisation by token id and domain): for validation.
-- `Churn`, `Saturation`, `LayerOverlap` compare two choices for the same tokens: for a probe batch.
-- `Utilisation`, the load over training: as cheap as counting.
-- `WeightSimilarity`, `OutputSimilarity`, `ExpertGradients` look at the experts themselves and pass
-  over all their weights: now and then. `router_lab.probe` holds what is dearer still.
+  co-activation, specialisation by token id and domain): 1.8 ms, 4%; for validation.
+- `Churn`, `Saturation`, `LayerOverlap` compare two choices for the same tokens: 0.2 ms, 0.5%; for a
+  probe batch.
+- `Utilisation`, the load over training: 0.03 ms, 0.1%.
+- `ExpertGradients`, `WeightSimilarity` pass over all the experts' weights: 0.7% and 1.7%, more for
+  wider experts; `OutputSimilarity` runs every expert on every row. Now and then, or in a probe
+  (`router_lab.probe`), which holds what is dearer still.
 """
 
 from router_lab.metrics.base import selection
