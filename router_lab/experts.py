@@ -7,7 +7,7 @@ each expert has, as a list on the host.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from router_lab.ffn import FFN
+from router_lab.ffn import FFN, Load
 from router_lab.routing import Router, RouterContext, Routing
 
 
@@ -107,6 +107,14 @@ class Experts(nn.Module, ABC):
         """Weight elements that a row is multiplied with, on average over the experts."""
         return self.active_params()
 
+    def work(self, rows_E: Sequence[float], load: Load) -> float:
+        """Weight elements multiplied with in all, where each expert gets so many rows.
+
+        Args:
+            load: of experts that route again, see FFN.work.
+        """
+        return sum(rows_E) * self.matmul_params()
+
 
 class StackedSwiGLU(Experts):
     """E bias-free SwiGLU experts as two stacked weights: the experts of Mixtral."""
@@ -176,6 +184,16 @@ class ExpertList(Experts):
 
     def matmul_params(self) -> float:
         return sum(expert.matmul_params() for expert in self._each()) / self.n_experts
+
+    def work(self, rows_E: Sequence[float], load: Load) -> float:
+        each = zip(self._each(), rows_E, strict=True)
+        return sum(expert.work(within(load, f"expert{e}"), r) for e, (expert, r) in enumerate(each))
+
+
+def within(load: Load, outer: str) -> dict[str, Sequence[float]]:
+    """The part of an inner layer, under the names that it has for itself."""
+    names = {name: name.removeprefix(outer).removeprefix(".") for name in load}
+    return {own: load[name] for name, own in names.items() if name == join(outer, own)}
 
 
 def join(outer: str, inner: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -22,6 +22,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": F.tanh,
     "identity": lambda x: x,
 }
+
+
+Load = Mapping[str, Sequence[float]]
+"""By the name of a record: rows that each expert computed, for each token of the model."""
 
 
 class FFN(nn.Module, ABC):
@@ -61,14 +65,26 @@ class FFN(nn.Module, ABC):
         return float(sum(p.numel() for p in self.parameters()))
 
     def matmul_params(self) -> float:
-        """Weight elements that a token is multiplied with: its forward FLOPs are twice as many."""
+        """Weight elements that a token is multiplied with in training: its forward FLOPs are twice
+        as many. Of experts on average, at balanced load."""
         return float(sum(p.numel() for p in self.parameters() if p.dim() >= 2))
+
+    def work(self, load: Load, rows: float = 1.0) -> float:
+        """The same, for a token of the model, of the experts that really had it in training.
+
+        Args:
+            load: what was carried out.
+            rows: rows that came to this layer, for each token of the model.
+        """
+        return rows * self.matmul_params()
 
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation of that name. Raises UserError with the names there are."""
     if name not in ACTIVATIONS:
-        raise UserError(f"hidden_act={name} is unknown; it must be one of {', '.join(ACTIVATIONS)}.")
+        raise UserError(
+            f"hidden_act={name} is unknown; it must be one of {', '.join(ACTIVATIONS)}."
+        )
     return ACTIVATIONS[name]
 
 

@@ -61,9 +61,7 @@ def fit_on_ranks(n: int, config: dict[str, Any], run: RunDir) -> None:
         Interrupted: a stop was asked for, and all have ended.
     """
     failures = get_context("spawn").SimpleQueue()
-    context = start_processes(
-        _rank, (n, _free_port(), config, run, failures), nprocs=n, join=False
-    )
+    context = start_processes(_rank, (n, _free_port(), config, run, failures), nprocs=n, join=False)
     asked = False
     try:
         while not context.join(timeout=POLL, grace_period=GRACE):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import router_lab
+from router_lab.budget import measured_flops
 from router_lab.grid import SCHEMA, RunDir
 
 if TYPE_CHECKING:
@@ -19,10 +20,15 @@ if TYPE_CHECKING:
 
 
 def result_of(parts: Parts, run: RunDir, evaluation: Evaluation, step: int) -> dict[str, Any]:
-    """The result of a finished run, as plain types. README and the report tell what the keys are."""
+    """The result of a finished run, as plain types; README and the report tell what the keys are.
+
+    Called on all ranks.
+    """
     config, cost, clock = parts.config, parts.cost, evaluation.clock
     tokens = step * parts.tokens_per_step
-    routers = parts.model.routers()
+    carried_out = evaluation.figures.watch.carried_out()
+    load = {name: (rows_E.double() / tokens).tolist() for name, rows_E in carried_out.items()}
+    measured = measured_flops(parts.model, load)
     return {
         "schema": SCHEMA,
         "arm": run.arm,
@@ -35,12 +41,13 @@ def result_of(parts: Parts, run: RunDir, evaluation: Evaluation, step: int) -> d
         "device": device_name(),
         "causal": parts.model.causal,
         "ffn": config["ffn"]["name"],
-        "router": config["ffn"]["router"]["name"] if routers else None,
+        "router": (config["ffn"].get("router") or {}).get("name"),
         "model": config["model"],
         "data": {"name": parts.corpus.name, "fingerprint": parts.corpus.fingerprint},
         "match": parts.match.report() if parts.match else None,
         "params": cost.params(),
         "flops_per_token": cost.flops_per_token,
+        "flops_per_token_measured": measured,
         "budget": {"kind": parts.budget.kind, "amount": parts.budget.amount},
         "train": {
             "steps": step,
@@ -49,6 +56,7 @@ def result_of(parts: Parts, run: RunDir, evaluation: Evaluation, step: int) -> d
             "tokens_per_second": tokens / max(clock.seconds, 1e-9),
             "peak_memory_bytes": peak_memory(),
             "flops": tokens * cost.flops_per_token,
+            "flops_measured": tokens * measured,
         },
         "quality": evaluation.quality,
         "routing": {"mean": evaluation.mean, "layers": evaluation.layers},
@@ -76,5 +84,3 @@ def peak_memory() -> int:
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-

@@ -305,6 +305,8 @@ class Router(nn.Module, ABC):
     reference: ClassVar[str] = ""
     capacity: Capacity | None
     """A router whose paper limits the load of an expert sets the stage here."""
+    probes: ClassVar[bool] = False
+    """Whether, in training, the layer computes all experts for every token (`Routing.probe_TE`)."""
     k_ffn: float | None = None
     """How many of the k are feed-forward experts on average, where a router of special experts aims
     at something else than k times their share of the experts."""
@@ -323,6 +325,10 @@ class Router(nn.Module, ABC):
     @abstractmethod
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         """Routes T tokens. x_TD may be in any float dtype; the gate maths is in float32."""
+
+    def matmul_params(self) -> float:
+        """Weight elements that a token is multiplied with: its forward FLOPs are twice as many."""
+        return float(sum(p.numel() for p in self.parameters() if p.dim() >= 2))
 
     def after_step(self, load_E: Tensor, totals: StepTotals) -> None:
         """Called once an optimiser step, with the load of all its micro-batches and ranks."""

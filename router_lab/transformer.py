@@ -253,12 +253,13 @@ def slot_layers(ffn_layers: str | int | Sequence[int], n_layers: int) -> list[in
     """Indices of the layers that have the FFN slot."""
     if ffn_layers == "all":
         return list(range(n_layers))
-    if isinstance(ffn_layers, int) and not isinstance(ffn_layers, bool) and ffn_layers >= 1:
-        return list(range(ffn_layers - 1, n_layers, ffn_layers))
+    if isinstance(ffn_layers, int) and not isinstance(ffn_layers, bool):
+        layers = range(ffn_layers - 1, n_layers, ffn_layers) if ffn_layers >= 1 else ()
+        if layers:
+            return list(layers)
     if isinstance(ffn_layers, Sequence) and not isinstance(ffn_layers, str):
-        layers = list(ffn_layers)
-        if layers and all(isinstance(i, int) and 0 <= i < n_layers for i in layers):
-            return sorted(set(layers))
+        if ffn_layers and all(isinstance(i, int) and 0 <= i < n_layers for i in ffn_layers):
+            return sorted(set(ffn_layers))
     raise UserError(
         f"model.ffn_layers={ffn_layers} is not possible; it must be all, a number n for every n-th "
         f"layer, or a list of layers from 0 to {n_layers - 1}."

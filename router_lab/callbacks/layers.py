@@ -18,6 +18,7 @@ from router_lab.metrics.layer_overlap import LayerOverlap
 from router_lab.metrics.saturation import Saturation
 from router_lab.metrics.validation import ValidationMetrics
 from router_lab.metrics.weight_similarity import WeightSimilarity
+from router_lab.ranks import everywhere
 from router_lab.task import StepRecord
 from router_lab.transformer import Transformer
 
@@ -90,6 +91,10 @@ class LayerFigures:
         if repeated:
             self.loads.pop()
             self._probes.pop()
+        sizes = everywhere({name: m.sums.n_experts for name, m in self._metrics.items()})
+        for name, n_experts in sizes.items():
+            if name not in self._metrics:  # an inner layer that only another rank has tokens for
+                self._metrics[name] = self._new(n_experts, next(model.parameters()).device)
         self.layers = {name: self._metrics[name].compute() for name in in_order(self._metrics)}
         self.pictures = {name: self._metrics[name].pictures() for name in in_order(self._metrics)}
         self._compare_choices()

@@ -50,7 +50,9 @@ class TerminalProgress(Callback):
         left = seconds * (1 - done) / done if done else 0.0
         text = f"loss {record.loss_nats.item():.3f}"
         if record.routings:
-            worst = [r.demand_E.max() / r.demand_E.float().mean() - 1 for r in record.routings.values()]
+            worst = [
+                r.demand_E.max() / r.demand_E.float().mean() - 1 for r in record.routings.values()
+            ]
             text += f"  MaxVio {sum(worst).item() / len(worst):.2f}"  # type: ignore[union-attr]
         text += f"  {speed / 1000:.1f}k tokens/s  {clock_time(left)} left"
         self.bar.update(self.row, completed=done, text=text)
@@ -77,7 +79,9 @@ class TerminalProgress(Callback):
     def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
         self.bar.stop()
 
-    def on_exception(self, trainer: Trainer, task: LightningModule, exception: BaseException) -> None:
+    def on_exception(
+        self, trainer: Trainer, task: LightningModule, exception: BaseException
+    ) -> None:
         self.bar.stop()
 
 
@@ -91,5 +95,9 @@ def short(number: float) -> str:
     """12345 → 12.3k."""
     for limit, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
-            return f"{number / limit:.2f}{unit}" if number < 10 * limit else f"{number / limit:.1f}{unit}"
+            return (
+                f"{number / limit:.2f}{unit}"
+                if number < 10 * limit
+                else f"{number / limit:.1f}{unit}"
+            )
     return f"{number:.0f}"

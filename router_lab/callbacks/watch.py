@@ -11,6 +11,7 @@ from torch import Tensor
 from router_lab.ffns.moe import MoE
 from router_lab.metrics.expert_gradients import ExpertGradients
 from router_lab.metrics.utilisation import Utilisation
+from router_lab.ranks import everywhere
 from router_lab.task import LMTask, StepRecord
 
 
@@ -62,6 +63,7 @@ class ExpertWatch(Callback):
         None. `gradient_norm`: of each expert; `cv_gradient`: their coefficient of variation.
         """
         found: dict[str, dict[str, Any]] = {}
+        self._known_everywhere()
         for name, used in self._used.items():
             seen = used.compute()
             at = [None if i is None else i / self.n_intervals for i in seen["starved_at"]]
@@ -76,6 +78,22 @@ class ExpertWatch(Callback):
                 gradient_norm=norm_E.tolist(), cv_gradient=float(spread)
             )
         return found
+
+    def carried_out(self) -> dict[str, Tensor]:
+        """By layer, the rows that each expert computed in all of training, over all ranks [E]."""
+        self._known_everywhere()
+        found = {}
+        for name, used in self._used.items():
+            with used.sync_context():
+                found[name] = used.taken_IE.sum(dim=0).cpu()
+        return found
+
+    def _known_everywhere(self) -> None:
+        """What ranks add up has to be there on all of them, in one order."""
+        sizes = everywhere({name: used.taken_IE.shape[1] for name, used in self._used.items()})
+        device = next((used.taken_IE.device for used in self._used.values()), None)
+        new = {name: Utilisation(E, self.n_intervals).to(device) for name, E in sizes.items()}
+        self._used = {name: self._used.get(name, empty) for name, empty in new.items()}
 
     def state_dict(self) -> dict[str, Any]:
         return {name: used.taken_IE.cpu() for name, used in self._used.items()}

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from router_lab.experts import join
-from router_lab.ffn import FFN, build_ffn
+from router_lab.experts import join, within
+from router_lab.ffn import FFN, Load, build_ffn
 from router_lab.registry import FFNS
 from router_lab.routing import Gate, Router, RouterContext, Routing, count, refused
 
@@ -113,6 +113,12 @@ class MixtureOfDepths(FFN):
         return always + self.share * self.expert.active_params()
 
     def matmul_params(self) -> float:
+        return self._always() + self.share * self.expert.matmul_params()
+
+    def work(self, load: Load, rows: float = 1.0) -> float:
+        chosen = load[""][0] if rows else 0.0
+        return rows * self._always() + self.expert.work(within(load, "expert0"), chosen)
+
+    def _always(self) -> float:
         both = (self.gate, self.predictor)
-        always = sum(p.numel() for m in both for p in m.parameters() if p.dim() >= 2)
-        return always + self.share * self.expert.matmul_params()
+        return sum(p.numel() for m in both for p in m.parameters() if p.dim() >= 2)

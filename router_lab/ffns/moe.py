@@ -13,7 +13,7 @@ from router_lab.capacity import build_capacity
 from router_lab.dispatch import Plan, combine, dispatch, sort_by_expert
 from router_lab.errors import UserError
 from router_lab.experts import ExpertList, Experts, StackedSwiGLU, special_expert
-from router_lab.ffn import FFN, build_ffn
+from router_lab.ffn import FFN, Load, build_ffn
 from router_lab.ffns.mlp import MLP
 from router_lab.registry import FFNS, ROUTERS
 from router_lab.routing import Gate, Router, RouterContext, Routing, refused
@@ -126,23 +126,48 @@ class MoE(FFN):
         return {"": self.router, **self.experts.routers()}
 
     def active_params(self) -> float:
-        return self._per_token(self.experts.active_params(), lambda p: True)
+        """Experts as often as the router asks for them: a drop is no smaller model."""
+        ffn, special = self._asked()
+        modules = (self.router, self.shared, self.shared_gate)
+        always = sum(p.numel() for module in modules if module for p in module.parameters())
+        each = sum(p.numel() for p in self.special.parameters()) / max(len(self.special), 1)
+        return ffn * self.experts.active_params() + special * each + always
 
     def matmul_params(self) -> float:
-        return self._per_token(self.experts.matmul_params(), lambda p: p.dim() >= 2)
+        """At balance: what can never have room is not computed, and padding there is none."""
+        ffn, special = self._asked()
+        if self.router.probes:
+            ffn, special = self.experts.n_experts, len(self.special)
+        elif self.capacity is not None:
+            k = self.router.k
+            room = min(self.capacity.factor * (self.capacity.k or k) / k, 1.0)
+            ffn, special = room * ffn, room * special
+        each = matrices(self.special) / max(len(self.special), 1)
+        return ffn * self.experts.matmul_params() + special * each + self._always()
 
-    def _per_token(self, per_expert: float, counts: Any) -> float:
-        """Every expert counted as often as the router takes it on average."""
+    def work(self, load: Load, rows: float = 1.0) -> float:
+        if rows == 0:  # an inner layer that never got a token
+            return 0.0
+        rows_E = [rows] * len(self.kinds) if self.router.probes else load[""]
+        n = self.experts.n_experts
+        special = sum(r * matrices(e) for r, e in zip(rows_E[n:], self.special, strict=True))
+        return self.experts.work(rows_E[:n], load) + special + rows * self._always()
 
-        def total(module: nn.Module | None) -> int:
-            return sum(p.numel() for p in module.parameters() if counts(p)) if module else 0
+    def _always(self) -> float:
+        """Weight elements that every token is multiplied with."""
+        return self.router.matmul_params() + matrices(self.shared) + matrices(self.shared_gate)
 
+    def _asked(self) -> tuple[float, float]:
+        """Feed-forward and special experts that the router gives a token on average."""
         k, k_ffn = self.router.k, self.router.k_ffn
         if k_ffn is None:
             k_ffn = k * self.experts.n_experts / len(self.kinds)
-        special = sum(total(expert) for expert in self.special) / max(len(self.special), 1)
-        always = total(self.router) + total(self.shared) + total(self.shared_gate)
-        return k_ffn * per_expert + (k - k_ffn) * special + always
+        return k_ffn, k - k_ffn
+
+
+def matrices(module: nn.Module | None) -> int:
+    """Elements of the weights that are matrices."""
+    return sum(p.numel() for p in module.parameters() if p.dim() >= 2) if module else 0
 
 
 def expert_kinds(n_experts: int, special: Mapping[str, int]) -> tuple[str, ...]:

@@ -14,8 +14,8 @@ class DenseMixer(Router):
     That is straight-through: in training the layer computes every expert for every token, and an
     expert not chosen counts 0 in y, while its weight p_i / N (N held constant, as in the released
     code) has its gradient ∂L/∂y · E_i(x). Experts and input get no gradient from it, and no load.
-    Training costs E / k times the expert FLOPs, which the counted FLOPs leave out. An expert that
-    routes again sees every token in training, and its own record says so.
+    So training costs E / k times the expert FLOPs. An expert that routes again sees every token in
+    training, and its own record says so.
 
     Args:
         k: experts a token.
@@ -24,6 +24,7 @@ class DenseMixer(Router):
 
     paper = "DenseMixer, Yao et al. 2025 (yaof20/DenseMixer): no arXiv number"
     reference = "the gradient of the dense sum, with every expert's output computed by hand"
+    probes = True
     default_losses = {"load_balance": {"coef": 0.01}}
 
     def __init__(

@@ -27,6 +27,9 @@ class RandomFixed(Router):
         self.weight_ED: Tensor  # a buffer: no optimiser and no weight decay reaches it
         self.register_buffer("weight_ED", Gate(d_model, n_experts).weight.detach())
 
+    def matmul_params(self) -> float:
+        return self.weight_ED.numel()
+
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.float(), self.weight_ED.float())
