@@ -104,7 +104,7 @@ def test_layers_with_the_slot(ffn_layers, slots):
     assert all(ffn.d_hidden == 24 for ffn in dense)
 
 
-@pytest.mark.parametrize("ffn_layers", [0, -1, "most", [], [4], [-1], [0.5], True], ids=str)
+@pytest.mark.parametrize("ffn_layers", [0, -1, 9, "most", [], [4], [-1], [0.5], True], ids=str)
 def test_impossible_layers_are_refused(ffn_layers):
     with pytest.raises(UserError, match="ffn_layers="):
         slot_layers(ffn_layers, 4)
