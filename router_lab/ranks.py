@@ -48,7 +48,7 @@ def everywhere(own: Mapping[K, T]) -> dict[K, T]:
     ranks: list[Any] = [None] * n_ranks()
     dist.all_gather_object(ranks, dict(own))
     union = {name: value for one in ranks for name, value in one.items()} | dict(own)
-    return {name: union[name] for name in sorted(union)}  # type: ignore[type-var]
+    return {name: union[name] for name in sorted(union)}
 
 
 def fit_on_ranks(n: int, config: dict[str, Any], run: RunDir) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
@@ -15,6 +17,7 @@ from router_lab.data import Corpus, load_corpus
 from router_lab.errors import UserError
 from router_lab.grid import RunDir, prepare_run, run_dir
 from router_lab.losses import BalanceLoss, build_losses
+from router_lab.paths import conf_dir
 from router_lab.registry import load_plugin
 from router_lab.status import read_json
 from router_lab.transformer import Transformer
@@ -58,7 +61,7 @@ def build(config: dict[str, Any]) -> Parts:
     corpus = load_corpus(config["data"], shape["seq_len"])
     model = Transformer(
         corpus.vocab_size,
-        ffn,
+        with_token_counts(ffn, corpus),
         d_hidden=match.d_hidden if match else None,
         seed=config["seed"],
         **shape,
@@ -68,6 +71,18 @@ def build(config: dict[str, Any]) -> Parts:
     parts = Parts(config, corpus, model, losses, cost(model), match, budget, None)
     steps = budget.steps(parts.tokens_per_step, parts.cost.flops_per_token)
     return Parts(config, corpus, model, losses, parts.cost, match, budget, steps)
+
+
+def with_token_counts(node: Mapping[str, Any], corpus: Corpus) -> dict[str, Any]:
+    """The node, and those within it, with the corpus' counts for a router that balances by them."""
+    told = {
+        name: with_token_counts(inner, corpus) if isinstance(inner, Mapping) else inner
+        for name, inner in node.items()
+    }
+    if told.get("table") == "balanced" and told.get("token_counts", 0) is None:
+        counts = np.bincount(corpus.train.tokens, minlength=corpus.vocab_size)
+        told["token_counts"] = counts.tolist()
+    return told
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -123,7 +138,10 @@ def load_run(folder: str | Path) -> Parts:
         raise UserError(
             f"{folder} is not the folder of a finished run: it needs config.yaml and final.ckpt."
         )
-    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"), resolve=True)
+    saved = OmegaConf.load(folder / "config.yaml")
+    # An option that did not exist then has its default.
+    trainer = OmegaConf.load(conf_dir() / "trainer" / "default.yaml")
+    config: Any = OmegaConf.to_container(OmegaConf.merge({"trainer": trainer}, saved), resolve=True)
     config["trainer"] |= {"accelerator": "auto", "devices": 1, "precision": "32-true"}
     match = read_json(folder / "result.json").get("match")
     if match:  # solved then; how costs are counted may have changed since

@@ -253,13 +253,13 @@ def slot_layers(ffn_layers: str | int | Sequence[int], n_layers: int) -> list[in
     """Indices of the layers that have the FFN slot."""
     if ffn_layers == "all":
         return list(range(n_layers))
-    if isinstance(ffn_layers, int) and not isinstance(ffn_layers, bool):
-        layers = range(ffn_layers - 1, n_layers, ffn_layers) if ffn_layers >= 1 else ()
-        if layers:
-            return list(layers)
-    if isinstance(ffn_layers, Sequence) and not isinstance(ffn_layers, str):
-        if ffn_layers and all(isinstance(i, int) and 0 <= i < n_layers for i in ffn_layers):
-            return sorted(set(ffn_layers))
+    layers: list[Any] = []
+    if isinstance(ffn_layers, int) and not isinstance(ffn_layers, bool) and ffn_layers >= 1:
+        layers = list(range(ffn_layers - 1, n_layers, ffn_layers))
+    elif isinstance(ffn_layers, Sequence) and not isinstance(ffn_layers, str):
+        layers = sorted(set(ffn_layers))
+    if layers and all(isinstance(i, int) and 0 <= i < n_layers for i in layers):
+        return layers
     raise UserError(
         f"model.ffn_layers={ffn_layers} is not possible; it must be all, a number n for every n-th "
         f"layer, or a list of layers from 0 to {n_layers - 1}."

@@ -61,7 +61,9 @@ def write_run(folder: Path, n_layers: int, n_experts: int, steps: int = 20) -> E
     board = Board(evaluation, 10, row, {"seed": 3}, ("router.k=2",), ["a", "b", "c", "d"])
     logger = TensorBoardLogger(folder, name="", version="", default_hp_metric=False)
     optimizer = SimpleNamespace(param_groups=[{"lr": 1e-3}])
-    trainer: Any = SimpleNamespace(global_step=0, logger=logger, optimizers=[optimizer])
+    trainer: Any = SimpleNamespace(
+        global_step=0, logger=logger, optimizers=[optimizer], is_global_zero=True
+    )
     record = SimpleNamespace(loss_nats=np.float64(1.0), terms={}, routings={})
     task: Any = None
     board.on_train_start(trainer, task)

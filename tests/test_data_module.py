@@ -14,7 +14,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from router_lab.data import Corpus, Split
-from router_lab.data.module import Batch, WindowsDataModule, spread_windows
+from router_lab.data.module import WindowsDataModule
+from router_lab.data.windows import Batch, spread_windows
 from router_lab.errors import UserError
 
 S = 7

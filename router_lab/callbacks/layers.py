@@ -126,7 +126,7 @@ class LayerFigures:
     def saturation(self) -> list[float]:
         """For each validation, how much of the last one's choice it had made already."""
         found = []
-        for probe in self._probes:
+        for probe in filter(None, self._probes):
             agreement = Saturation()
             for name in probe:
                 agreement.update(self._probes[-1][name], probe[name])

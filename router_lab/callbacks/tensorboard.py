@@ -106,7 +106,9 @@ class Board(Callback):
 
 def _writer(trainer: Trainer) -> Any:
     logger = trainer.logger
-    return logger.experiment if isinstance(logger, TensorBoardLogger) else None
+    if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
+        return logger.experiment
+    return None
 
 
 def pictures(evaluation: Evaluation, domains: Sequence[str]) -> dict[str, np.ndarray]:

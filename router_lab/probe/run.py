@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from torch import Tensor
 
-from router_lab.data.module import spread_windows
+from router_lab.data.windows import spread_windows
 from router_lab.errors import UserError
 from router_lab.metrics.output_similarity import OutputSimilarity
 from router_lab.metrics.weight_similarity import WeightSimilarity

@@ -29,8 +29,8 @@ class Hash(Router):
         k: experts a token; 1 in the paper.
         table: `random`: k different experts for each id; `balanced`: ids in falling order of their
             count, each to the k experts with the least to do (the paper's balanced assignment).
-        token_counts: how often each id occurs in the training text, for `balanced`. Without it all
-            ids count alike, which balances the ids and not the tokens.
+        token_counts: how often each id occurs in the training text, for `balanced`; `router-lab
+            train` counts them. Without it all ids count alike: that balances ids, not tokens.
         vocab_size: ids in the table where token_counts is not given. In either case an id beyond
             the table starts over at its top.
         learned_weight: the weights of DeepSeek-V4's hash layers in place of 1/k.

@@ -2,7 +2,10 @@
 
 from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from router_lab.errors import UserError
 from router_lab.routers.hash import Hash, balanced_table
 from router_lab.routing import RouterContext
+from router_lab.run import with_token_counts
 
 
 def test_only_the_token_id_counts() -> None:
@@ -124,3 +128,12 @@ def test_learned_only_with_a_gate() -> None:
 def test_refusals(options: dict) -> None:
     with pytest.raises(UserError, match="not possible"):
         Hash(8, 4, **options)
+
+
+def test_training_counts_the_tokens_that_a_balanced_table_balances() -> None:
+    split = SimpleNamespace(tokens=np.array([2, 0, 2, 2], dtype=np.uint8))
+    corpus: Any = SimpleNamespace(train=split, vocab_size=4)
+    router = {"name": "hash", "table": "balanced", "token_counts": None}
+    told = with_token_counts({"expert": {"router": router}, "router": {"name": "switch"}}, corpus)
+    assert told["expert"]["router"]["token_counts"] == [1, 0, 3, 0]
+    assert told["router"] == {"name": "switch"} and router["token_counts"] is None
