@@ -101,6 +101,7 @@ class MoE(FFN):
             y_TD = self._with_shared(y_TD, x_TD, context)
         return y_TD, {"": routing, **inner}
 
+    @torch.compiler.disable  # every other number of rows would be compiled anew
     def _experts(
         self, rows_RD: Tensor, plan: Plan, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
