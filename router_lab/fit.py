@@ -91,7 +91,7 @@ def fit(parts: Parts, run: RunDir, ranks: int = 1) -> None:
             watch,
             evaluation,
             board,
-            TerminalProgress(evaluation, parts.steps),
+            TerminalProgress(evaluation),
             Status(run, evaluation),
             Checkpoint(run, clock),
         ],

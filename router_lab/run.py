@@ -110,22 +110,26 @@ def train(cfg: DictConfig) -> float | None:
             from router_lab.fit import fit
 
             fit(parts, run)
+        seconds = run.result["train"]["seconds"]
+        print(f"Finished: {run.quality:.4f} bits per byte after {seconds:.0f} seconds of training.")
     return run.quality
 
 
 def describe(parts: Parts, run: RunDir) -> str:
-    """The run in two lines."""
+    """The run in three lines."""
     c, unit = parts.cost, 1e6
     length = f"{parts.steps:,} steps" if parts.steps else f"{parts.budget.amount:g} seconds, steps"
     lines = [
-        f"{run.arm}, seed {run.seed}: {c.total / unit:.2f}M parameters, "
-        f"{c.active / unit:.2f}M active, {c.flops_per_token / unit:.1f} MFLOPs a token, "
-        f"{length} of {parts.tokens_per_step:,} tokens"
+        f"{run.arm}, seed {run.seed} → {run.folder}",
+        f"{c.total / unit:.2f}M parameters, {c.active / unit:.2f}M active; "
+        f"{c.flops_per_token / unit:.1f} MFLOPs a token; "
+        f"{length} of {parts.tokens_per_step:,} tokens",
     ]
     if match := parts.match:
-        how = f"solved for {match.kind}" if match.solved else f"given, {match.kind} not matched"
-        lines.append(f"ffn.d_hidden={match.d_hidden} {how} ({match.error:+.2%} of a dense FFN's)")
-    return "\n".join([*lines, f"→ {run.folder}"])
+        kind = match.kind.replace("_", " ")
+        how = f"solved for {kind}" if match.solved else f"as given, {kind} not matched"
+        lines.append(f"ffn.d_hidden={match.d_hidden} {how}: {match.error:+.2%} of a dense FFN's")
+    return "\n".join(lines)
 
 
 def load_run(folder: str | Path) -> Parts:

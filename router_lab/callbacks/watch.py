@@ -96,9 +96,22 @@ class ExpertWatch(Callback):
         self._used = {name: self._used.get(name, empty) for name, empty in new.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {name: used.taken_IE.cpu() for name, used in self._used.items()}
+        gradients = {name: (g.norm_E.cpu(), g.steps.cpu()) for name, g in self._gradients.items()}
+        return {
+            "used": {name: used.taken_IE.cpu() for name, used in self._used.items()},
+            "gradients": gradients,
+            "norms": self._norms,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for name, taken_IE in state.items():
+        self._norms = state["norms"]
+        for name, taken_IE in state["used"].items():
             self._used[name] = Utilisation(taken_IE.shape[1], self.n_intervals)
             self._used[name].taken_IE = taken_IE
+        for name, (norm_E, steps) in state["gradients"].items():
+            self._gradients[name] = ExpertGradients(len(norm_E))
+            self._gradients[name].norm_E, self._gradients[name].steps = norm_E, steps
+
+    def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
+        for metric in (*self._used.values(), *self._gradients.values()):
+            metric.to(task.device)
