@@ -128,6 +128,8 @@ def mistake(error: BaseException | None) -> str | None:
                 "`router-lab routers NAME` those of a router."
             )
         first = str(error).splitlines()[0]
+        if found := re.match(r"Ambiguous value for argument '([^']+)'", first):
+            return f"{found[1]} has several values; add -m to train a run for each of them."
         cause = error.__cause__
         return f"{first}: {str(cause).splitlines()[0]}" if cause and str(cause) else first
     if "Unknown plugin class : 'hydra_plugins.hydra_submitit" in str(error):

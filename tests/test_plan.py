@@ -155,3 +155,13 @@ def test_a_wrong_override_is_refused_in_hydras_words(hydra: Hydra, wrong: str) -
     with pytest.raises(theirs.type) as ours:
         Composer(loader, master).compose([wrong])
     assert str(ours.value) == str(theirs.value)
+
+
+def test_several_values_without_a_sweep_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from router_lab.cli import main
+
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "seed=0,1"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "seed=0,1 has several values; add -m to train a run for each of them." in said
