@@ -45,7 +45,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="microseconds")
 
 
 def write_status(folder: Path, **fields: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 from router_lab.launch import child
 from router_lab.launch.child import Job, Message
 from router_lab.launch.table import View
-from router_lab.status import read_json, write_status
+from router_lab.status import now, read_json, write_status
 
 
 @dataclass
@@ -115,6 +115,9 @@ class Pool:
 
     def _start(self, job: Job) -> None:
         slot = self.free.pop(0)
+        if "started" not in read_json(job.run.folder / "status.json"):
+            # Said here, in the order of the grid: two runs that begin at once may write in any.
+            write_status(job.run.folder, started=now())
         ours, theirs = self.context.Pipe(duplex=False)
         process = self.context.Process(
             target=child.main, args=(job, slot.gpus, theirs), name=job.run.name
