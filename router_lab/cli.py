@@ -121,19 +121,41 @@ def mistake(error: BaseException | None) -> str | None:
             return f"{group}={name} does not exist; the choices are {', '.join(error.options)}."
         return f"{error.missing_cfg_file}: there is no such configuration."
     if hydra is not None and isinstance(error, hydra.HydraException):
-        found = re.match(r"Could not override '([^']+)'", str(error))
-        if found:
-            return (
-                f"There is no option {found[1]}; `router-lab train --help` shows all options, "
-                "`router-lab routers NAME` those of a router."
-            )
-        first = str(error).splitlines()[0]
+        cause = error.__cause__
+        if found := re.match(r"Could not override '([^']+)'", str(error)):
+            return no_option(found[1], cause)
+        first = str(error).splitlines()[0].removeprefix("Error merging override ")
         if found := re.match(r"Ambiguous value for argument '([^']+)'", first):
             return f"{found[1]} has several values; add -m to train a run for each of them."
-        cause = error.__cause__
         return f"{first}: {str(cause).splitlines()[0]}" if cause and str(cause) else first
     if "Unknown plugin class : 'hydra_plugins.hydra_submitit" in str(error):
         return "This launcher needs an extra: pip install 'router-lab[slurm]'."
     if omegaconf is not None and isinstance(error, omegaconf.OmegaConfBaseException):
         return str(error).splitlines()[0]
     return None
+
+
+def no_option(given: str, cause: Any) -> str:
+    """What to say of an option that is not there.
+
+    Args:
+        given: the override's key.
+        cause: OmegaConf's error, which knows where in the value it is.
+    """
+    key = getattr(cause, "full_key", None) or given
+    section, _, name = key.rpartition(".")
+    kind = str(getattr(cause, "object_type_str", ""))
+    if section == "router" and kind.endswith("_config"):
+        from router_lab.registry import ROUTERS
+
+        router = kind.removesuffix("_config")
+        options = ", ".join(option.name for option in ROUTERS.options(router)) or "none"
+        return f"The router {router} has no option {name}; its options are {options}."
+    hint = "`router-lab train --help` shows all options"
+    if section == "capacity":
+        hint = "choose a limit first: capacity=position, probability or priority"
+    elif section == "loss":
+        hint = f"choose the loss first, loss={name}, or give it whole: loss={{{name}:{{coef:0.1}}}}"
+    elif section.partition(".")[0] == "ffn":
+        hint = f"one that the layer or its expert has is added by ++{key}=…"
+    return f"There is no option {key} here; {hint}."

@@ -110,7 +110,7 @@ class Registry(Generic[C]):
             why = self.problems.get(name)
             broken = f" ({name!r} failed to import: {why})" if why else ""
             raise UserError(
-                f"There is no {self.kind} named {name!r}{broken}; the {self.kind}s are "
+                f"There is no {self.kind} named {name!r}{broken}; the choices are "
                 f"{', '.join(self.names())}."
             )
         return self._classes[name]
@@ -156,7 +156,10 @@ class Registry(Generic[C]):
         """
         config = dict(config)
         if "name" not in config:
-            raise UserError(f"A {self.kind} needs a name; the {self.kind}s are {self.names()}.")
+            raise UserError(
+                f"The configuration of a {self.kind} needs a name; the choices are "
+                f"{', '.join(self.names())}."
+            )
         name = config.pop("name")
         cls = self.get(name)
         options = {option.name: option for option in self.options(name)}

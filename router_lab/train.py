@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -24,22 +26,42 @@ def run(arguments: list[str]) -> None:
         UserError, or an error of Hydra's, for a configuration that cannot be.
     """
     load_named_plugins(arguments)
+    make_out(arguments)
     ROUTERS.store_configs()
     # Hydra would print a traceback and exit; the command line has its own words for a mistake.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Our preset has the name of submitit's own, which is what people will look for.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_slurm' is validated")
-    sys.argv = ["router-lab train", *arguments]
+    # Hydra takes flags before the overrides only; people add -m where they are.
+    flags = [text for text in arguments if text in ("-m", "--multirun")]
+    overrides = [text for text in arguments if text not in flags]
+    sys.argv = ["router-lab train", *flags, *overrides]
     main()
 
 
 def load_named_plugins(arguments: list[str]) -> None:
     """Imports the loose files of `plugins=[…]`, so that their routers can be composed."""
-    given = [text for text in arguments if text.startswith("plugins=")]
-    for override in OverridesParser.create().parse_overrides(given):
+    for override in _given(arguments, "plugins"):
         paths = override.value()
         for path in paths if isinstance(paths, list) else [paths]:
             load_plugin(str(path))
+
+
+def make_out(arguments: list[str]) -> None:
+    """Makes the folder that `out=` names, which Hydra would fail to do in its own words."""
+    for override in _given(arguments, "out"):
+        try:
+            Path(str(override.value())).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"out={override.value()} can't be a folder for runs ({error.strerror}); "
+                "give one that can be written."
+            ) from error
+
+
+def _given(arguments: list[str], key: str) -> list[Override]:
+    texts = [text for text in arguments if text.startswith(f"{key}=")]
+    return OverridesParser.create().parse_overrides(texts)
 
 
 @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")

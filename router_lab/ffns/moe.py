@@ -173,11 +173,13 @@ def matrices(module: nn.Module | None) -> int:
 
 def expert_kinds(n_experts: int, special: Mapping[str, int]) -> tuple[str, ...]:
     """The kind of every expert, in the router's numbering: ffn …, then the special ones."""
+    if not isinstance(special, Mapping):
+        raise UserError(f"ffn.special={special} is not possible; give a number of each kind.")
     for kind, n in special.items():
         if kind not in SPECIAL_KINDS:
             known = ", ".join(SPECIAL_KINDS)
             raise UserError(f"ffn.special has the unknown kind {kind!r}; the kinds are {known}.")
-        if n < 0:
+        if not isinstance(n, int) or n < 0:
             raise UserError(f"ffn.special.{kind}={n} is not possible; it must be 0 or more.")
     return ("ffn",) * n_experts + tuple(kind for kind, n in special.items() for _ in range(n))
 
