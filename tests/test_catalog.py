@@ -104,7 +104,7 @@ def test_an_unknown_name_lists_the_right_ones(capsys: pytest.CaptureFixture[str]
     with pytest.raises(SystemExit) as stop:
         main(["routers", "softmax"])
     assert stop.value.code == 2
-    assert "There is no router named 'softmax'; the routers are" in capsys.readouterr().err
+    assert "There is no router named 'softmax'; the choices are" in capsys.readouterr().err
 
 
 def test_listing_stays_light() -> None:
