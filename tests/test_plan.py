@@ -160,6 +160,7 @@ def test_a_wrong_override_is_refused_in_hydras_words(hydra: Hydra, wrong: str) -
 def test_several_values_without_a_sweep_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     from router_lab.cli import main
 
+    GlobalHydra.instance().clear()  # the module's own
     with pytest.raises(SystemExit) as stop:
         main(["train", "seed=0,1"])
     assert stop.value.code == 2
