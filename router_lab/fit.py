@@ -80,7 +80,13 @@ def fit(parts: Parts, run: RunDir, ranks: int = 1) -> None:
         val_check_interval=NEVER,
         check_val_every_n_epoch=None,
         num_sanity_val_steps=0,
-        logger=TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False),
+        logger=TensorBoardLogger(
+            run.folder,
+            name="",
+            version="",
+            default_hp_metric=False,
+            purge_step=_purge_step(parts, run),
+        ),
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -113,6 +119,14 @@ def fit(parts: Parts, run: RunDir, ranks: int = 1) -> None:
             result["probe"] = Job(parts, options["probe_tokens"]).run()
         torch.save(parts.model.state_dict(), run.folder / "final.ckpt")
         write_json(run.folder / "result.json", result)
+
+
+def _purge_step(parts: Parts, run: RunDir) -> int | None:
+    """From where on TensorBoard is to forget what a killed process wrote after its checkpoint."""
+    if run.checkpoint is None:
+        return None
+    saved = torch.load(run.checkpoint, map_location="cpu", weights_only=False, mmap=True)
+    return int(saved["global_step"]) * parts.tokens_per_step + 1
 
 
 def _strategy(model: Transformer, ranks: int) -> str | Strategy:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import router_lab.fit
 from router_lab.cli import main
@@ -103,6 +104,13 @@ def assert_same_end(run: Run, whole: Run) -> None:
     assert seconds == sorted(seconds) and seconds[-1] == run.result["train"]["seconds"]
 
 
+def scalars(run: Run, tag: str) -> list[tuple[int, float]]:
+    """What TensorBoard shows."""
+    events = EventAccumulator(str(run.folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
 CASES = {
     # Noise, dropout, and a stop in the middle of an optimiser step.
     "noise": ("router=noisy_topk", "model.dropout=0.1", "trainer.accumulate=2",
@@ -138,7 +146,8 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(case: str, tmp_pa
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
-    whole, run = Run(tmp_path / "whole", BUDGET), Run(tmp_path / "run", BUDGET)
+    often = "trainer.log_every=1"
+    whole, run = Run(tmp_path / "whole", BUDGET, often), Run(tmp_path / "run", BUDGET, often)
     assert whole.launch() == 0
     assert run.launch(at=12, do=kill) == -9
     assert run.checkpoint()["global_step"] == 9
@@ -146,6 +155,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
     assert run.launch() == 0
     assert run.trained == [list(range(12)), list(range(9, 18))]
     assert_same_end(run, whole)
+    for tag in ("loss/train", "quality/bits_per_byte"):
+        assert scalars(run, tag) == scalars(whole, tag)
+    assert [tokens for tokens, _ in scalars(run, "loss/train")] == list(range(128, 2305, 128))
 
 
 @pytest.mark.parametrize("budget", [BUDGET, "budget=seconds:0.5"])
