@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import warnings
 
 import torch
@@ -119,6 +120,7 @@ def fit(parts: Parts, run: RunDir, ranks: int = 1) -> None:
             result["probe"] = Job(parts, options["probe_tokens"]).run()
         torch.save(parts.model.state_dict(), run.folder / "final.ckpt")
         write_json(run.folder / "result.json", result)
+        shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # three times the weights
 
 
 def _purge_step(parts: Parts, run: RunDir) -> int | None:

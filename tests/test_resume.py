@@ -143,6 +143,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(case: str, tmp_pa
     clock = first["callbacks"]["Clock"]["seconds"]
     assert run.result["train"]["seconds"] > clock > 0
     assert read_status(run.folder)["state"] == "finished"
+    assert not (run.folder / "checkpoints").exists()  # nothing to go on with
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path) -> None:
@@ -178,7 +179,7 @@ def test_killed_before_its_result_it_only_evaluates(
 
 
 def test_seconds_end_a_run_and_add_up(tmp_path: Path) -> None:
-    run = Run(tmp_path, "budget=seconds:1", "optim.warmup=0")
+    run = Run(tmp_path, "budget=seconds:1", "optim.warmup=0", "trainer.log_every=1")
     assert run.launch(at=20, do=interrupt) in (0, 130)
     before = run.checkpoint()["callbacks"]["Clock"]["seconds"]
     assert run.launch() == 0
@@ -192,6 +193,6 @@ def test_seconds_end_a_run_and_add_up(tmp_path: Path) -> None:
     assert 2 <= len(curve) <= 4
     for point in curve:
         assert point["seconds"] % 0.25 < 0.2
-    checkpoint = run.checkpoint()
-    (state,) = checkpoint["optimizer_states"]
-    assert state["param_groups"][0]["lr"] == pytest.approx(3e-4, rel=0.05)  # a tenth, at the end
+    rates = [rate for _, rate in scalars(run, "loss/learning_rate")]
+    assert rates[0] > 0.0029 and rates == sorted(rates, reverse=True)
+    assert rates[-1] == pytest.approx(3e-4, rel=0.1)  # a tenth, at the end
