@@ -235,8 +235,10 @@ def _stop_on_signals(stop: StopRequest) -> Iterator[None]:
         elif stop.signal:
             raise Interrupted(name)
         stop.signal = stop.signal or name
-        # print() could meet one that this signal has interrupted
-        os.write(2, f"{name}: stopping after this step; once more to stop at once.\n".encode())
+        # print() could meet one that this signal has interrupted. In a terminal, in place of the bar.
+        clear = "\r\x1b[K" if os.isatty(2) else ""
+        line = f"{clear}{name}: stopping after this step; once more to stop at once.\n"
+        os.write(2, line.encode())
 
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):

@@ -93,7 +93,7 @@ def train(cfg: DictConfig) -> float | None:
     config: Any = OmegaConf.to_container(cfg, resolve=True)
     config.pop("hydra", None)
     if (known := run_dir(cfg)).finished:
-        print(f"Already finished: {known.folder} ({known.quality:.4f} bits per byte).")
+        print(f"Already finished: {known.quality:.4f} bits per byte in {known.folder}")
         return known.quality
     parts = build(config)
     torch.set_num_threads(config["trainer"]["threads"])
