@@ -22,6 +22,7 @@ from router_lab.callbacks.tensorboard import Board
 from router_lab.callbacks.watch import ExpertWatch
 from router_lab.data.module import WindowsDataModule
 from router_lab.experts import ExpertList
+from router_lab.ffns.moe import MoE
 from router_lab.grid import RunDir, write_json
 from router_lab.probe.run import Job
 from router_lab.probe.trace import routed_layers
@@ -59,6 +60,9 @@ def fit(parts: Parts, run: RunDir, ranks: int = 1) -> None:
         None if table is None else torch.as_tensor(table),
     )
     if options["compile"]:
+        for module in parts.model.modules():
+            if isinstance(module, MoE):
+                module.keep_experts_eager()
         parts.model.compile()
     task = LMTask(parts.model, parts.losses, config["optim"], clock.done, config["seed"])
     board = Board(

@@ -26,8 +26,13 @@ def run(arguments: list[str]) -> None:
         UserError, or an error of Hydra's, for a configuration that cannot be.
     """
     load_named_plugins(arguments)
-    make_out(arguments)
     ROUTERS.store_configs()
+    if {"-h", "--help"} & set(arguments):
+        from router_lab.train_help import print_help
+
+        print_help([text for text in arguments if not text.startswith("-")])
+        return
+    make_out(arguments)
     # Hydra would print a traceback and exit; the command line has its own words for a mistake.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Our preset has the name of submitit's own, which is what people will look for.

@@ -101,7 +101,13 @@ class MoE(FFN):
             y_TD = self._with_shared(y_TD, x_TD, context)
         return y_TD, {"": routing, **inner}
 
-    @torch.compiler.disable  # every other number of rows would be compiled anew
+    def keep_experts_eager(self) -> None:
+        """For a model that is compiled: every other number of rows would be compiled anew.
+
+        Not a decorator, as that takes a second at import.
+        """
+        self._experts = torch.compiler.disable(self._experts)  # type: ignore[method-assign]
+
     def _experts(
         self, rows_RD: Tensor, plan: Plan, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:

@@ -16,8 +16,8 @@ from router_lab.status import SCHEMA
 class Run:
     """A finished run: its `result.json`, when it started and when it was done.
 
-    `started` is the time in status.json and, where two are equal, the one at which the run wrote its
-    configuration (Unix time); `done` is Unix time.
+    `started` is the time in status.json and, where two are equal, the one at which the run wrote
+    its configuration (Unix time); `done` is Unix time.
     """
 
     path: Path

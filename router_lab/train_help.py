@@ -1,0 +1,55 @@
+"""What `router-lab train --help` prints.
+
+Hydra's own help copies its whole store for each group, which takes a second.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
+
+from router_lab.paths import conf_dir
+from router_lab.registry import ROUTERS
+
+EXAMPLES = """\
+router-lab train: train a small transformer whose FFN slot is configurable.
+
+Examples
+  router-lab train                                  one run, Mixtral's router
+  router-lab train router=noisy_topk seed=3         another router
+  router-lab train ffn=mlp budget=tokens:1M         a dense FFN, shorter
+  router-lab train -m router=switch,gshard seed=0,1 a grid by hand
+  router-lab train grid=first_look                  a grid kept in conf/grid
+"""
+CLOSING = """\
+`router-lab routers` explains the routers. Flags: -m (comma lists make a grid), --cfg job (show the
+configuration), --config-dir DIR (more choices for the groups), --hydra-help."""
+
+
+def print_help(overrides: list[str]) -> None:
+    """Examples, the choices of each group, and all options as these overrides compose them."""
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        config = compose("config", overrides)
+    with open_dict(config):
+        config.pop("hydra", None)
+    print(EXAMPLES)
+    print("Choices of each group (group=choice)\n")
+    for group, choices in groups().items():
+        print(f"  {group}: {', '.join(choices)}")
+    print("\nAll options, as composed (any.option=value)\n")
+    for line in OmegaConf.to_yaml(config).splitlines():
+        print(f"  {line}")
+    print(f"\n{CLOSING}")
+
+
+def groups() -> dict[str, list[str]]:
+    """The shipped choices of every group: files of conf/, and the registered routers."""
+    folders = sorted(path.parent for path in conf_dir().rglob("*.yaml"))
+    found: dict[str, list[str]] = {"router": ROUTERS.names()}
+    for folder in dict.fromkeys(folders):
+        name = folder.relative_to(conf_dir()).as_posix()
+        if name != Path().as_posix():
+            found[name] = sorted(path.stem for path in folder.glob("*.yaml"))
+    return dict(sorted(found.items()))
