@@ -181,13 +181,25 @@ class LMTask(LightningModule):
             ],
             lr=self.optim["lr"],
             betas=tuple(self.optim["betas"]),
-            fused=True,
+            fused=not self._scaled,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr_share)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": schedule, "interval": "step"},
         }
+
+    @property
+    def _scaled(self) -> bool:
+        """Whether gradients are scaled, which a fused optimiser would undo only after clipping."""
+        return self._trainer is not None and self.trainer.precision == "16-mixed"
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
+    ) -> None:
+        # Lightning refuses to for a fused optimiser in any mixed precision.
+        if gradient_clip_val:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 
     def _lr_share(self, step: int) -> float:
         """Linear warm-up, then a cosine down to min_lr."""

@@ -56,8 +56,15 @@ class Listen(Callback):
         self.records.append(outputs["record"])
 
 
-def fit(task: LMTask, data: list[Batch], accumulate: int = 1, *callbacks: Callback) -> LMTask:
+def fit(
+    task: LMTask,
+    data: list[Batch],
+    accumulate: int = 1,
+    *callbacks: Callback,
+    precision: Any = "32-true",
+) -> LMTask:
     trainer = Trainer(
+        precision=precision,
         max_steps=len(data) // accumulate,
         accumulate_grad_batches=accumulate,
         gradient_clip_val=1.0,
@@ -169,6 +176,23 @@ def test_the_schedule_warms_up_and_falls_to_its_end() -> None:
     assert rates[6] == pytest.approx((1 + 0.1) / 2)  # half of the cosine
     assert rates[10] == pytest.approx(0.1)
     assert rates[2:] == sorted(rates[2:], reverse=True)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true", "64-true"])
+def test_gradients_are_clipped_in_every_precision(precision: str) -> None:
+    class Norm(Callback):
+        norms: list[float] = []
+
+        def on_before_zero_grad(self, trainer: Any, task: Any, optimizer: Any) -> None:
+            grads = [p.grad for p in task.parameters() if p.grad is not None]
+            if grads:
+                self.norms.append(float(torch.stack([g.float().norm() for g in grads]).norm()))
+
+    task, norm = task_of(), Norm()
+    with torch.no_grad():
+        task.model.embedding.weight.mul_(100)  # logits so large that the gradient is, too
+    fit(task, batches(3, 2), 1, norm, precision=precision)
+    assert len(norm.norms) == 2 and norm.norms == pytest.approx([1, 1], rel=0.02)
 
 
 def test_matrices_decay_and_vectors_do_not() -> None:
