@@ -89,7 +89,8 @@ def test_tags_are_grouped_and_stand_over_tokens(tmp_path: Path) -> None:
     ]
     assert "hp_metric" not in tags
     assert set(found.Tags()["images"]) == {
-        f"pictures/{name}" for name in ("load", "load_over_time", "chosen_together", "domains")
+        f"pictures/{name}"
+        for name in ("1_load", "2_load_over_time", "3_domains", "4_chosen_together")
     }
 
 

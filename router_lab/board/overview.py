@@ -41,10 +41,9 @@ METRICS = {
     "routing/max_vio": "MaxVio",
     "routing/effective_experts": "effective experts",
     "routing/dropped": "dropped",
-    "routing/k_used": "k used",
     "cost/tokens_per_second": "tokens/s",
 }
-"""Columns of the HParams table: tag → heading."""
+"""Columns of the HParams table: tag → heading. TensorBoard shows five without being asked."""
 
 HPARAMS = {"arm": str, "seed": float, "experts": float, "k": float, "active params": float}
 """Columns of the table before those of METRICS. TensorBoard shows five without being asked; the

@@ -112,7 +112,10 @@ def _writer(trainer: Trainer) -> Any:
 
 
 def pictures(evaluation: Evaluation, domains: Sequence[str]) -> dict[str, np.ndarray]:
-    """Load by layer now and over training, experts chosen together, experts by domain."""
+    """Load by layer now and over training, experts by domain, experts chosen together.
+
+    Numbered, as TensorBoard sorts by name and the load comes first.
+    """
     figures = evaluation.figures
     layers = figures.layers
     n_experts = max(len(layer["load"]) for layer in layers.values())
@@ -120,7 +123,7 @@ def pictures(evaluation: Evaluation, domains: Sequence[str]) -> dict[str, np.nda
     for row, layer in zip(now, layers.values(), strict=True):
         row[: len(layer["load"])] = np.array(layer["load"]) * len(layer["load"])
     title = "load of each expert, by layer"
-    found = {"load": draw([Heatmap(now, list(layers), numbers(n_experts), title)])}
+    found = {"1_load": draw([Heatmap(now, list(layers), numbers(n_experts), title)])}
     shown = list(layers)[:: -(-len(layers) // MOST_PANELS)]
     over_time, together, by_domain = [], [], []
     for name in shown:
@@ -149,11 +152,11 @@ def pictures(evaluation: Evaluation, domains: Sequence[str]) -> dict[str, np.nda
             ratio_DE = share_DE * E / max(layers[name]["k_used"], 1e-9)
             title = f"{name}: domain (row) by expert"
             by_domain.append(Heatmap(ratio_DE, list(domains), numbers(E), title))
-    found["load_over_time"] = draw(over_time)
+    found["2_load_over_time"] = draw(over_time)
     if together:
-        found["chosen_together"] = draw(together)
+        found["4_chosen_together"] = draw(together)
     if by_domain:
-        found["domains"] = draw(by_domain)
+        found["3_domains"] = draw(by_domain)
     return found
 
 
