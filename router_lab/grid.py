@@ -235,7 +235,7 @@ def _stop_on_signals(stop: StopRequest) -> Iterator[None]:
         elif stop.signal:
             raise Interrupted(name)
         stop.signal = stop.signal or name
-        # print() could meet one that this signal has interrupted. In a terminal, in place of the bar.
+        # print() could meet one that this signal interrupted. In a terminal, in place of the bar.
         clear = "\r\x1b[K" if os.isatty(2) else ""
         line = f"{clear}{name}: stopping after this step; once more to stop at once.\n"
         os.write(2, line.encode())
