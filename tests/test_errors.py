@@ -167,7 +167,7 @@ def test_a_run_that_diverges_stops_and_says_why(
     arguments.remove("budget=tokens:1k")
     sentence = refused(capsys, *arguments, "optim.lr=1e30", "optim.warmup=0")
     assert (
-        "The loss is not finite at step 2 (nan): training diverged; a smaller optim.lr" in sentence
+        "The loss is not finite at step 3 (nan): training diverged; a smaller optim.lr" in sentence
     )
     (path,) = tmp_path.glob("*/*/status.json")
     status = read_status(path.parent)
