@@ -146,6 +146,15 @@ def test_marks_and_the_words_for_them(tmp_path: Path) -> None:
     assert "No arm had converged" in said  # the fake curves all still fall by more than that
 
 
+def test_flops_that_were_not_carried_out_as_counted_are_said(tmp_path: Path) -> None:
+    for name, share in (("mlp", 1.0), ("close", 0.995), ("dropping", 0.9), ("relu", 1.25)):
+        result = result_of(name, FakeArm(), 0)
+        measured = result["flops_per_token"] * share
+        write_run(tmp_path, {**result, "flops_per_token_measured": measured})
+    (said,) = [note for note in notes(comparison_of(tmp_path)) if "carried out" in note]
+    assert said.endswith("counted: dropping −10.0% and relu +25.0%.")
+
+
 def test_converged_means_that_the_last_fifth_brings_less_than_half_a_percent(
     tmp_path: Path,
 ) -> None:

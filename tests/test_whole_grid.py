@@ -48,7 +48,7 @@ GRID = """
 hydra: {{mode: MULTIRUN}}
 grid:
   seeds: [0]
-  common: ["plugins=[{folder}/routers.py]", model=nano, "budget=tokens:40k", router=counting]
+  common: ["plugins=[{folder}/routers.py]", model=nano, "budget=tokens:100k", router=counting]
   arms:
     raises: [router=raising]
     killed: [router=killed]
@@ -56,7 +56,7 @@ grid:
     - [router.k=1, router.k=2]
     - [optim.lr=0.001, optim.lr=0.002, optim.lr=0.003, optim.lr=0.004, optim.lr=0.005]
 """
-STEPS = 40  # of 1,024 tokens: 40k tokens
+STEPS = 98  # of 1,024 tokens: 100k tokens, time enough to be interrupted
 
 
 def test_twelve_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router_lab.report.comparison import (
     NOT_CAUSAL,
     NOT_CONVERGED,
     NOT_MATCHED,
+    TOLERANCE,
     Comparison,
     Row,
 )
@@ -185,6 +187,7 @@ def notes(comparison: Comparison) -> list[str]:
             "goes, so this quality cannot be had when generating text."
         )
     found += [_unmatched_words(row, base) for row in rows if row.unmatched]
+    found += _carried_out_words(rows)
     found += _converged_words(comparison)
     if comparison.equal_budget is not None:
         unit = {"tokens": " tokens", "flops": " FLOPs", "seconds": " s"}[comparison.by]
@@ -198,6 +201,21 @@ def notes(comparison: Comparison) -> list[str]:
 def _unmatched_words(row: Row, base: Row) -> str:
     words = [f"{name} {percent(by, 1, signed=True)}" for name, by in row.unmatched]
     return f"{NOT_MATCHED} {row.name} does not have the budget of {base.name}: {listing(words)}."
+
+
+def _carried_out_words(rows: Sequence[Row]) -> list[str]:
+    """Arms whose FLOPs in training were others than the count at balanced load says."""
+    named = []
+    for row in rows:
+        counted, done = (row.arm.mean(f"flops_per_token{end}") for end in ("", "_measured"))
+        if counted and done is not None and abs(done / counted - 1) > TOLERANCE:
+            named.append(f"{row.name} {percent(done / counted - 1, 1, signed=True)}")
+    if not named:
+        return []
+    return [
+        "What was dropped, or experts a token that vary, made the FLOPs carried out in training "
+        f"differ from those counted: {listing(named)}."
+    ]
 
 
 def _converged_words(comparison: Comparison) -> list[str]:
