@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -40,8 +41,29 @@ def run(arguments: list[str]) -> None:
     # Hydra takes flags before the overrides only; people add -m where they are.
     flags = [text for text in arguments if text in ("-m", "--multirun")]
     overrides = [text for text in arguments if text not in flags]
-    sys.argv = ["router-lab train", *flags, *overrides]
+    sys.argv = ["router-lab train", *flags, *for_the_arms(overrides)]
     main()
+
+
+def for_the_arms(overrides: list[str]) -> list[str]:
+    """The overrides with those beside a `grid=` that only its arms can take left to them.
+
+    Hydra tries plain values on the configuration without the arms, where their router or FFN is not
+    the chosen one; a choice of one value goes to the sweeper alone.
+    """
+    if not any(text.startswith("grid=") for text in overrides):
+        return overrides
+    parser = OverridesParser.create()
+
+    def left(text: str) -> str:
+        if not re.match(r"(router|ffn|loss|capacity|data)\.[\w.]+=.", text):
+            return text
+        [one] = parser.parse_overrides([text])
+        if one.is_sweep_override():
+            return text
+        return f"{one.key_or_group}=choice({text.partition('=')[2]})"
+
+    return [left(text) for text in overrides]
 
 
 def load_named_plugins(arguments: list[str]) -> None:

@@ -19,6 +19,7 @@ from hydra_plugins.router_lab_pool.sweeper import GridSweeper
 from router_lab.errors import UserError
 from router_lab.launch.compose import Composer
 from router_lab.launch.plan import Arm, arms_of, cross, label, named, searched
+from router_lab.train import for_the_arms
 
 CONF = Path(__file__).parent / "standin" / "conf"
 SHIPPED = Path(__file__).parents[1] / "conf"
@@ -166,3 +167,15 @@ def test_several_values_without_a_sweep_are_refused(capsys: pytest.CaptureFixtur
     assert stop.value.code == 2
     said = capsys.readouterr().err
     assert "seed=0,1 has several values; add -m to train a run for each of them." in said
+
+
+def test_options_beside_a_grid_are_left_to_its_arms() -> None:
+    given = ["grid=g", "router.w_load=0.5", "ffn.special={zero: 1}", "seed=3", "router.k=1,2"]
+    assert for_the_arms(given) == [
+        "grid=g",
+        "router.w_load=choice(0.5)",
+        "ffn.special=choice({zero: 1})",
+        "seed=3",
+        "router.k=1,2",
+    ]
+    assert for_the_arms(given[1:]) == given[1:]
