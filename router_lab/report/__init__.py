@@ -12,6 +12,6 @@ comparison of hundreds of runs takes seconds and works on a machine that cannot 
     comparison  arms against a baseline: differences, fairness, convergence
     verdict     the same in sentences; notes: how to read the tables
     columns     what the tables have; table: terminal, Markdown, CSV, LaTeX
-    figures     PNG and SVG, with draw and style; scatter: what they share with the page
-    html        the self-contained page, with html_parts, page_data and page/
+    figures     PNG and SVG; style, scatter: what they share with the page
+    html        the self-contained page, with page_data and page/
 """

@@ -23,7 +23,6 @@ from router_lab.report.statistics import seeds_to_decide
 FILES = {
     "table.md", "table.csv", "table.tex", "report.html", "quality_imbalance.png",
     "quality_imbalance.svg", "curves.png", "curves.svg", "balance.png", "balance.svg",
-    "loads.png", "loads.svg",
 }  # fmt: skip
 
 

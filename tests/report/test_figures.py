@@ -17,7 +17,7 @@ from router_lab.report.figures import write_figures
 from router_lab.report.scatter import pareto_front
 from router_lab.report.style import FOCUS, in_focus, styles
 
-ALL = ["quality_imbalance", "curves", "balance", "loads"]
+ALL = ["quality_imbalance", "curves", "balance"]
 
 
 def comparison_of(root: Path, by: str = "tokens") -> Comparison:
@@ -31,20 +31,20 @@ def test_every_figure_is_written_and_names_its_arms(tmp_path: Path, by: str) -> 
     for name in ALL:
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
         drawn = (tmp_path / f"{name}.svg").read_text()
-        routed = name in ("loads", "balance")
+        routed = name == "balance"
         arms = [arm for arm in ARMS if not routed or ARMS[arm].router]
         assert all(f">{arm}<" in drawn for arm in arms), name
         for arm in arms:
-            if arm != compared.baseline.name and name != "loads":
+            if arm != compared.baseline.name:
                 assert styles(compared)[arm].colour in drawn
     assert f">{by}<" in (tmp_path / "curves.svg").read_text()
 
 
 def test_what_has_no_data_is_not_drawn_and_not_left_from_before(tmp_path: Path) -> None:
     write_grid(tmp_path, {"mlp": ARMS["mlp"], "mistral": ARMS["mistral"]})
-    (tmp_path / "loads.png").write_text("stale")
+    (tmp_path / "balance.png").write_text("stale")
     assert write_figures(comparison_of(tmp_path), tmp_path) == ["curves"]
-    assert not (tmp_path / "loads.png").exists()
+    assert not (tmp_path / "balance.png").exists()
 
 
 def test_the_same_runs_give_the_same_svg(tmp_path: Path) -> None:
