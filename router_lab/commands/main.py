@@ -1,4 +1,4 @@
-"""The command `router-lab`. Each subcommand imports what it needs when it is asked for."""
+"""The command `router-lab`. Each subcommand is imported when it is asked for."""
 
 from __future__ import annotations
 
@@ -6,32 +6,40 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 from router_lab.commands.mistakes import mistake
 from router_lab.registry import KINDS
 
+HYDRA = {"train": "train:train_command", "plan": "plan:plan_command"}
+"""Commands whose arguments are Hydra's, and the functions that take them."""
+
 TRAIN = "train a run or a grid (a Hydra app: router-lab train --help)"
-PLAN = "show what `train` with the same arguments would do: arms, widths, cost, time, what is left"
+PLAN = "what `train` with the same arguments would do: arms, widths, cost, time, what is left"
 
 
 def parser() -> argparse.ArgumentParser:
+    """Each command stores in `call` the function that runs it; its options are that one's."""
     top = argparse.ArgumentParser(
         prog="router-lab",
         description="Which Mixture-of-Experts router should I use, and how do I know?",
     )
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    commands.add_parser("train", help=TRAIN, add_help=False)
-    commands.add_parser("plan", help=PLAN, add_help=False)
+    def add(name: str, call: str, about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about)
+        command.set_defaults(call=call)
+        return command
 
-    listing = commands.add_parser("list", help="list the routers, FFNs, losses, … to choose from")
+    commands.add_parser("train", add_help=False, help=TRAIN)
+    commands.add_parser("plan", add_help=False, help=PLAN)
+
+    listing = add("list", "catalog:list_kinds", "list the routers, FFNs, losses, … to choose from")
     kinds = (*KINDS, "metrics")
     listing.add_argument("kind", nargs="?", choices=kinds, help="one kind; default: all")
-    explain = commands.add_parser(
-        "explain",
-        help="explain one of them, or model, optim, trainer: what its options mean",
-    )
+    about = "explain one of them, or model, optim, trainer: what its options mean"
+    explain = add("explain", "catalog:explain", about)
     explain.add_argument("name")
     for one in (listing, explain):
         one.add_argument(
@@ -39,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
             help="a loose file that registers something",
         )  # fmt: skip
 
-    compare = commands.add_parser("compare", help="compare the arms of finished runs")
+    compare = add("compare", "compare:compare", "compare the arms of finished runs")
     compare.add_argument(
         "dirs", nargs="+", metavar="DIR", help="folders of runs, of one grid or several"
     )
@@ -51,71 +59,39 @@ def parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     compare.add_argument("--out", metavar="DIR", help="where to write; default: DIR/report")
 
-    status = commands.add_parser("status", help="what is done, running, failed and why")
-    status.add_argument("dir", metavar="DIR")
+    status = add("status", "status:status", "what is done, running, failed and why")
+    status.add_argument("folder", metavar="DIR")
 
-    probe = commands.add_parser("probe", help="routing regret and knock-out of a finished run")
+    probe = add("probe", "probe:probe", "routing regret and knock-out of a finished run")
     probe.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
     probe.add_argument("--tokens", type=int, default=64, help="tokens to probe (default: 64)")
 
-    board = commands.add_parser("board", help="TensorBoard on a folder of runs")
-    board.add_argument("dir", metavar="DIR", nargs="?", default="runs")
+    board = add("board", "board:serve", "TensorBoard on a folder of runs")
+    board.add_argument("folder", metavar="DIR", nargs="?", default="runs")
     board.add_argument("--port", type=int, default=6006)
 
-    new = commands.add_parser("new", help="write the starting file of a router of your own")
+    new = add("new", "new:new_router", "write the starting file of a router of your own")
     new.add_argument("name")
-    new.add_argument("--dir", default=".")
+    new.add_argument("--dir", dest="folder", default=".")
     return top
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Calls the subcommand."""
-    call: dict[str, Any] = vars(arguments)
-    command = call.pop("command")
-    if command == "list":
-        from router_lab.commands.catalog import list_kinds
-
-        list_kinds(**call)
-    elif command == "explain":
-        from router_lab.commands.catalog import explain
-
-        explain(**call)
-    elif command == "compare":
-        from router_lab.commands.compare import compare
-
-        compare(**call)
-    elif command == "status":
-        from router_lab.commands.status import status
-
-        status(arguments.dir)
-    elif command == "probe":
-        from router_lab.commands.probe import probe
-
-        probe(**call)
-    elif command == "board":
-        from router_lab.commands.board import serve
-
-        serve(arguments.dir, arguments.port)
-    elif command == "new":
-        from router_lab.commands.new import new_router
-
-        new_router(arguments.name, arguments.dir)
+def run(call: str, *arguments: Any, **options: Any) -> None:
+    """Imports and calls `module:function` of this package."""
+    module, _, function = call.partition(":")
+    getattr(import_module(f"router_lab.commands.{module}"), function)(*arguments, **options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Exits with 2 and a sentence for a person's mistake, with a traceback for one of ours."""
+    """Exits with 2 and a sentence for a user's mistake, with a traceback for one of ours."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        if arguments[:1] == ["train"]:
-            from router_lab.commands.train import train_command
-
-            train_command(arguments[1:])
-        elif arguments[:1] == ["plan"]:
-            from router_lab.commands.plan import plan_command
-
-            plan_command(arguments[1:])
+        if arguments[:1] and arguments[0] in HYDRA:
+            run(HYDRA[arguments[0]], arguments[1:])
         else:
-            run(parser().parse_args(arguments))
+            options = vars(parser().parse_args(arguments))
+            del options["command"]
+            run(**options)
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)

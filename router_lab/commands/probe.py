@@ -28,14 +28,15 @@ SHOWN = {
 }
 LEGEND = (
     "regret: nats that the best other choice of experts would have saved; others: nats that an "
-    "average other choice costs; best: how often the router's was the best, chance: of a blind "
-    "one; beats: share of other choices that are worse; knock-out: nats per token that taking an "
-    "expert away costs, on average; alike: mean cosine of the experts' outputs"
+    "average other choice costs; best: how often the router's choice was the best; chance: how "
+    "often a random one would be; beats: share of other choices that are worse; knock-out: nats "
+    "per token that removing an expert costs, on average; alike: mean cosine of the experts' "
+    "outputs"
 )
 
 
 def probe(runs: Sequence[str], tokens: int = 64) -> None:
-    """Probes each run, prints a table and stores the figures under "probe" in its result.json.
+    """Probes each run, prints a table and stores the numbers under "probe" in its result.json.
 
     Args:
         runs: folders of finished runs.
@@ -59,18 +60,19 @@ def probe(runs: Sequence[str], tokens: int = 64) -> None:
             job = Job(experiment, tokens)
             console.print(f"{name}: {job.describe()}", highlight=False)
             bar = bars.add_task("probing", total=job.total)
-            found = job.run(partial(bars.advance, bar))
+            figures = job.run(partial(bars.advance, bar))
         # Read again: the report or another probe may have written meanwhile.
-        write_json(folder / "result.json", {**read_json(folder / "result.json"), "probe": found})
-        console.print(table(name, found))
+        write_json(folder / "result.json", {**read_json(folder / "result.json"), "probe": figures})
+        console.print(table(name, figures))
 
 
-def table(title: str, found: Mapping[str, Any]) -> Table:
+def table(title: str, probed: Mapping[str, Any]) -> Table:
     shown = Table(title=title, title_justify="left", caption=LEGEND, caption_justify="left")
     shown.add_column("layer")
     for heading in SHOWN.values():
         shown.add_column(heading, justify="right")
-    for name, figures in [*found["layers"].items(), ("mean", found)]:
-        cells = [f"{figures[key]:.3f}" if key in figures else "–" for key in SHOWN]
-        shown.add_row(name, *cells, end_section=name != "mean" and name == [*found["layers"]][-1])
+    for name, figures in [*probed["layers"].items(), ("mean", probed)]:
+        if name == "mean":
+            shown.add_section()
+        shown.add_row(name, *(f"{figures[key]:.3f}" if key in figures else "–" for key in SHOWN))
     return shown

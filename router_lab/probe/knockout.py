@@ -8,7 +8,6 @@ from torch import Tensor
 
 from router_lab.model.transformer import Transformer
 from router_lab.probe.trace import nats, resume, routed_layers, trace
-from router_lab.routing import Routing
 
 
 @torch.no_grad()
@@ -21,13 +20,13 @@ def measure_knockout(
     """By layer, how much the loss rises without expert e: nats per token, one number per expert.
 
     The assignments to e are dropped, as a capacity limit would drop them: they contribute nothing,
-    the token's other experts keep their weights, and the layers above route again. 0 for an expert
-    that nobody uses; negative for one that does harm.
+    the token's other experts keep their weights, and the layers above route again. It is 0 for an
+    expert that no token uses, and negative for a harmful one.
 
     Args:
         model: in evaluation mode.
         batches: windows of tokens [B, S + 1], long.
-        advance: told how many experts of a batch were done.
+        advance: called with the number of experts just done.
         step: optimiser steps that the model was trained for.
 
     Cost: for each layer, expert and batch, one forward pass from that layer up.
@@ -37,19 +36,16 @@ def measure_knockout(
     tokens = 0
     for windows in batches:
         target_BS = windows[:, 1:]
-        known = trace(model, windows[:, :-1], step)
-        base = nats(model, known.output, target_BS).sum()
+        whole = trace(model, windows[:, :-1], step)
+        base = nats(model, whole.output, target_BS).sum()
         tokens += target_BS.numel()
         for name, (layer, _) in layers.items():
-            for e, load in enumerate(known.routings[name].load_E.tolist()):
+            routing = whole.routings[name]
+            for e, load in enumerate(routing.load_E.tolist()):
                 if load:
-                    x_BSD = resume(model, known, layer, without(known.routings[name], e))
+                    others_A = (routing.taken.expert_A != e).nonzero().squeeze(1)
+                    without = replace(routing, taken=routing.taken.keep(others_A))
+                    x_BSD = resume(model, whole, layer, without)
                     added[name][e] += float(nats(model, x_BSD, target_BS).sum() - base)
                 advance(1)
     return {name: [value / max(tokens, 1) for value in values] for name, values in added.items()}
-
-
-def without(routing: Routing, expert: int) -> Routing:
-    """The record less the assignments of one expert."""
-    others_A = (routing.taken.expert_A != expert).nonzero().squeeze(1)
-    return replace(routing, taken=routing.taken.keep(others_A))

@@ -25,63 +25,57 @@ SIMILARITY_ROWS = 256
 
 
 class Job:
-    """The probe of one model: what it will do, then the doing.
+    """The probe of one model; `describe` says what it will cost, `run` does it.
 
     Args:
         experiment: a run with its trained model.
-        tokens: probed tokens, one a window while there are as many windows. They lie at the same
-            places for every run on the same data, so runs can be compared token by token.
+        tokens: how many to probe, one per window while there are enough windows. They are the same
+            for every run on the same data, so runs can be compared token by token.
+
+    Raises:
+        UserError: the model has no router.
     """
 
     def __init__(self, experiment: Experiment, tokens: int) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model: Transformer = experiment.model.to(self.device).eval()
-        if not routed_layers(self.model):
+        self.layers = routed_layers(self.model)
+        if not self.layers:
             raise UserError("The model has no routed layer; probe a run with ffn=moe.")
         self.tokens = tokens
         self.step = experiment.trained
-        seq_len, batch = self.model.seq_len, experiment.trainer.val_batch
-        starts = spread_windows(experiment.corpus, seq_len, tokens)
-        self.windows = _windows(experiment, np.resize(starts, tokens)).to(self.device)
+        seq_len, corpus = self.model.seq_len, experiment.corpus
+        starts = np.resize(spread_windows(corpus, seq_len, tokens), tokens)
+        self.windows = windows_at(experiment, starts).to(self.device)
         self.positions = np.random.default_rng(0).integers(0, seq_len, tokens).tolist()
-        held_out = _windows(
-            experiment, spread_windows(experiment.corpus, seq_len, KNOCKOUT_WINDOWS)
+        held_out = windows_at(experiment, spread_windows(corpus, seq_len, KNOCKOUT_WINDOWS))
+        self.batches = held_out.to(self.device).split(experiment.trainer.val_batch)
+        # Windows that regret computes again: an estimate where k varies.
+        self.sequences = tokens * sum(
+            n_alternatives(len(ffn.kinds), round(ffn.router.mean_k))
+            for _, ffn in self.layers.values()
         )
-        self.batches = held_out.to(self.device).split(batch)
-
-    @property
-    def sequences(self) -> int:
-        """Windows that regret computes again, as far as can be said before."""
-        layers = routed_layers(self.model).values()
-        counts = [n_alternatives(len(ffn.kinds), round(ffn.router.mean_k)) for _, ffn in layers]
-        return self.tokens * sum(counts)
-
-    @property
-    def knockouts(self) -> int:
-        experts = sum(len(ffn.kinds) for _, ffn in routed_layers(self.model).values())
-        return experts * len(self.batches)
+        self.knockouts = len(self.batches) * sum(len(ffn.kinds) for _, ffn in self.layers.values())
 
     @property
     def total(self) -> int:
         return self.sequences + self.knockouts
 
     def describe(self) -> str:
-        """What it will cost."""
+        """What it computes, and about how long it takes."""
         L = len(self.model.blocks)
-        alone = sequences_meet(self.model)
         windows = self.sequences + self.knockouts * len(self.batches[0])
         # On average half of the layers are above the changed one.
-        seconds = windows * (L + 1) / (2 * L) * self._seconds_a_window()
-        n_layers = len(routed_layers(self.model))
+        seconds = windows * (L + 1) / (2 * L) * self._seconds_per_window()
+        alone = ", one at a time since sequences compete" * sequences_meet(self.model)
         return (
-            f"{self.tokens} tokens × {n_layers} layers, {self.sequences:,} other choices"
-            f"{', one at a time since sequences compete' * alone}; "
-            f"{self.knockouts:,} knock-outs of {self.batches[0].numel():,} tokens; "
+            f"{self.tokens} tokens × {len(self.layers)} layers, {self.sequences:,} other choices"
+            f"{alone}; {self.knockouts:,} knock-outs of {self.batches[0].numel():,} tokens; "
             f"about {max(seconds, 1):.0f} s on {self.device.type}"
         )
 
     @torch.no_grad()
-    def _seconds_a_window(self) -> float:
+    def _seconds_per_window(self) -> float:
         batch = self.windows[:1] if sequences_meet(self.model) else self.windows[:16]
         self.model(batch[:1, :-1])
         start = time.perf_counter()
@@ -89,20 +83,20 @@ class Job:
         return (time.perf_counter() - start) / len(batch)
 
     def run(self, advance: Callable[[int], None] = lambda n: None) -> dict[str, Any]:
-        """All figures as plain numbers: means over the layers, and each layer's own."""
+        """All numbers: means over the layers, and `layers` with those of each layer."""
         start = time.perf_counter()
         regret = measure_regret(self.model, self.windows, self.positions, advance, self.step)
         knockout = measure_knockout(self.model, self.batches, advance, self.step)
         similarity = similarities(self.model, self.batches[0][:, :-1], self.step)
         layers: dict[str, dict[str, Any]] = {
             name: {
-                **regret[name].summary(),
+                **regret[name],
                 "knockout": knockout[name],
                 "knockout_nats": fmean(knockout[name]),
                 "knockout_max_nats": max(knockout[name]),
                 **similarity[name],
             }
-            for name in routed_layers(self.model)
+            for name in self.layers
         }
         return {
             **mean_over_layers(layers),
@@ -117,25 +111,25 @@ def similarities(
     model: Transformer, tokens_BS: Tensor, step: int = 0
 ) -> dict[str, dict[str, float]]:
     """Weight and output similarity of each routed layer's experts, on the layer's own inputs."""
-    known = trace(model, tokens_BS, step)
-    found = {}
+    base = trace(model, tokens_BS, step)
+    by_layer = {}
     for name, (layer, ffn) in routed_layers(model).items():
         block = model.blocks[layer]
         assert isinstance(block, Block)
-        rows_TD = block.ffn_norm(block.attend(known.inputs[layer], None)).flatten(0, 1)
+        rows_TD = block.ffn_norm(block.attend(base.inputs[layer], None)).flatten(0, 1)
         index_R = torch.arange(min(len(rows_TD), SIMILARITY_ROWS), device=rows_TD.device)
         weights, outputs = WeightSimilarity(), OutputSimilarity()
         weights.to(rows_TD.device).update(ffn.experts)
-        context = known.routings[name].context.select(index_R)
+        context = base.routings[name].context.select(index_R)
         outputs.to(rows_TD.device).update(ffn.experts, rows_TD[index_R], context)
-        found[name] = {
+        by_layer[name] = {
             "weight_similarity": weights.compute(),
             "output_similarity": outputs.compute(),
         }
-    return found
+    return by_layer
 
 
-def _windows(experiment: Experiment, starts: np.ndarray) -> Tensor:
+def windows_at(experiment: Experiment, starts: np.ndarray) -> Tensor:
     """[P, S + 1], long."""
     index = starts[:, None] + np.arange(experiment.model.seq_len + 1)
     return torch.from_numpy(np.asarray(experiment.corpus.val.tokens)[index].astype(np.int64))

@@ -29,7 +29,12 @@ class Trace:
 
 
 def trace(model: Transformer, tokens_BS: Tensor, step: int = 0) -> Trace:
-    """Args: model: in evaluation mode. step: optimiser steps that it was trained for."""
+    """Runs the model and keeps what `resume` needs.
+
+    Args:
+        model: in evaluation mode.
+        step: optimiser steps that it was trained for.
+    """
     context = RouterContext.of_batch(tokens_BS, step=step)
     inputs = [model.embedding(tokens_BS)]
     routings: dict[str, Routing] = {}
@@ -41,7 +46,7 @@ def trace(model: Transformer, tokens_BS: Tensor, step: int = 0) -> Trace:
     return Trace(inputs[:-1], routings, inputs[-1])
 
 
-def resume(model: Transformer, known: Trace, layer: int, changed: Routing) -> Tensor:
+def resume(model: Transformer, base: Trace, layer: int, changed: Routing) -> Tensor:
     """The output [B, S, D] of the pass in which a layer carries out another record.
 
     Args:
@@ -51,7 +56,7 @@ def resume(model: Transformer, known: Trace, layer: int, changed: Routing) -> Te
     """
     block, ffn = model.blocks[layer], routed_layers(model)[f"layer{layer}"][1]
     assert isinstance(block, Block)
-    x_BSD = block.attend(known.inputs[layer], None)
+    x_BSD = block.attend(base.inputs[layer], None)
     x_BSD = x_BSD.repeat(changed.n_tokens // x_BSD[..., 0].numel(), 1, 1)
     y_TD, _ = ffn.carry_out(block.ffn_norm(x_BSD).flatten(0, 1), changed)
     x_BSD, context = x_BSD + y_TD.view_as(x_BSD), replace(changed.context, previous=changed)
@@ -69,7 +74,7 @@ def forward_block(
 
 
 def repeat(routing: Routing, copies: int) -> Routing:
-    """The record of the same windows several times over, each copy with sequences of its own."""
+    """The record of N copies of the same windows, each copy with its own sequences."""
     T, context = routing.n_tokens, routing.context
     first_N = torch.arange(copies, device=routing.probs_TE.device)
 
@@ -120,5 +125,5 @@ def routed_layers(model: Transformer) -> dict[str, tuple[int, MoE]]:
 
 
 def sequences_meet(model: Transformer) -> bool:
-    """Whether, in evaluation, a sequence may change another one of its batch."""
+    """Whether, in evaluation, sequences of a batch affect each other."""
     return model.lookahead == "always"
