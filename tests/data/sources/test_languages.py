@@ -190,6 +190,9 @@ def test_too_large_a_table_is_refused() -> None:
 def test_presets_compose_over_the_data_group() -> None:
     from hydra import compose, initialize_config_dir
 
+    from router_lab.registry import store_configs
+
+    store_configs()
     conf = Path(__file__).parents[3] / "conf"
     with initialize_config_dir(str(conf), version_base="1.3"):
         for preset in ("easy", "switching", "skewed", "many"):
