@@ -13,13 +13,14 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz slow references lint clean
+.PHONY: help demo test fuzz slow references bench lint clean
 
 help:
 	@echo "make demo   train the first grid and compare its arms (minutes)"
 	@echo "make test   the tests; ORDER=7 shuffles them; 'make slow' for those over ten seconds"
 	@echo "make fuzz   the tests' properties at random, EXAMPLES=2000 of each (minutes)"
 	@echo "make references   the table of docs/routers.md, from the tests' own measurements"
+	@echo "make bench  time layers, steps, routers, harness and grid against docs/bench (minutes)"
 	@echo "make lint   ruff, mypy and import-linter"
 	@echo "make clean  remove .venv, caches and build output; runs are kept"
 
@@ -48,6 +49,10 @@ EXAMPLES ?= 2000
 fuzz: $(DEV)
 	EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -q -n auto -m hypothesis \
 		--hypothesis-profile fuzz --timeout 0
+
+# Compares with the committed figures; they and docs/speed.md stay as they are.
+bench: $(DEV)
+	$(BIN)/router-lab bench all --against docs/bench --out build/bench
 
 slow: $(DEV)
 	$(BIN)/python -m pytest -q -m slow

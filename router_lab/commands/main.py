@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from router_lab.commands.bench import TITLES
 from router_lab.commands.mistakes import mistake
 from router_lab.registry import KINDS
 
@@ -69,6 +70,15 @@ def parser() -> argparse.ArgumentParser:
     board = add("board", "board:serve", "TensorBoard on a folder of runs")
     board.add_argument("folder", metavar="DIR", nargs="?", default="runs")
     board.add_argument("--port", type=int, default=6006)
+
+    bench = add("bench", "bench:bench", "time layers, steps, routers, the harness and a grid")
+    bench.add_argument("what", choices=(*TITLES, "all"))
+    bench.add_argument("--sizes", metavar="NAMES", help="mini,demo; default: all")
+    bench.add_argument("--experts", metavar="NUMBERS", default="8,32,128", help="of growth")
+    bench.add_argument("--rounds", type=int, help="turns of each contestant (default: 15)")
+    bench.add_argument("--quick", action="store_true", help="a fast look: 3 rounds, short runs")
+    bench.add_argument("--out", metavar="DIR", help="write the figures to DIR/NAME.json")
+    bench.add_argument("--against", metavar="DIR", help="list what is over 5%% slower than in DIR")
 
     new = add("new", "new:new_router", "write the starting file of a router of your own")
     new.add_argument("name")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import shutil
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from lightning import Trainer, seed_everything
+from lightning import Callback, Trainer, seed_everything
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 
@@ -37,11 +38,14 @@ NEVER = 10**12
 """Batches between validations where the Clock says when they are due."""
 
 
-def fit(experiment: Experiment, run: RunDir, ranks: int = 1) -> None:
+def fit(
+    experiment: Experiment, run: RunDir, ranks: int = 1, callbacks: Sequence[Callback] = ()
+) -> None:
     """Trains from the run's checkpoint, or from the beginning, and writes result.json.
 
     Args:
         ranks: processes that train the run; this is one of them.
+        callbacks: called after ours.
 
     Raises:
         Interrupted: a stop was asked for; the checkpoint is written.
@@ -115,6 +119,7 @@ def fit(experiment: Experiment, run: RunDir, ranks: int = 1) -> None:
             TerminalProgress(evaluation, experiment.corpus.unit),
             Status(run, evaluation),
             Checkpoint(run, clock),
+            *callbacks,
         ],
     )
     data = WindowsDataModule(

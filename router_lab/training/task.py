@@ -171,6 +171,10 @@ class LMTask(LightningModule):
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)  # runs the last micro-batch, then the optimiser
+        self.end_step()
+
+    def end_step(self) -> None:
+        """Tells the routers of the step's demand."""
         step, self.step_demand = self.step_demand.over_ranks(), StepDemand()
         density = step.density()
         for name, router in self.model.routers().items():
