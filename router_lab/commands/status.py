@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from router_lab.errors import UserError
-from router_lab.report.files import find_runs
+from router_lab.report.collect import find_runs
 from router_lab.runs.state import RunState, number, read_state
 from router_lab.runs.table import Line, console, line, table
 from router_lab.runs.text import count, duration

@@ -57,25 +57,19 @@ def group(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> tuple[list[Arm], 
     decides a result but the seed), also across grids. A name with several configurations becomes
     several arms, named after what differs.
     """
-    groups: dict[Key, list[Run]] = defaultdict(list)
-    for run in runs:
-        groups[run.arm, str(run.result.get("fingerprint"))].append(run)
+    newest: dict[Key, dict[int, Run]] = defaultdict(dict)
     replaced: list[LeftOut] = []
-    runs_by_key: dict[Key, list[Run]] = {}
-    for key, members in groups.items():
-        newest: dict[int, Run] = {}
-        for run in sorted(members, key=lambda run: run.done):
-            if run.seed in newest:
-                replaced.append(_replaced(newest[run.seed], run))
-            newest[run.seed] = run
-        runs_by_key[key] = sorted(newest.values(), key=lambda run: run.seed)
-    names = _names(runs_by_key)
+    for run in sorted(runs, key=lambda run: run.done):
+        by_seed = newest[run.arm, str(run.result.get("fingerprint"))]
+        if older := by_seed.get(run.seed):
+            reason = f"{run.path.name} in {run.path.parent.name} is a newer run of the same"
+            replaced.append(LeftOut(older.path, older.arm, older.seed, "replaced", reason))
+        by_seed[run.seed] = run
+    members = {key: [by_seed[seed] for seed in sorted(by_seed)] for key, by_seed in newest.items()}
+    names = _names(members)
     lost = Counter((run.arm, run.fingerprint) for run in left_out if run.state != "other data")
-    arms = [
-        Arm(names[key], tuple(members), lost[key])
-        for key, members in sorted(runs_by_key.items(), key=lambda item: _started(item[1]))
-    ]
-    return arms, replaced
+    arms = [Arm(names[key], tuple(its_runs), lost[key]) for key, its_runs in members.items()]
+    return sorted(arms, key=_started), replaced
 
 
 def on_common_seeds(
@@ -83,9 +77,9 @@ def on_common_seeds(
 ) -> tuple[list[Arm], set[str], tuple[int, ...], list[LeftOut]]:
     """Arms cut to the seeds on which they can be compared.
 
-    An arm that has fewer than half the seeds of the largest arm, or a single one where another has
-    several, would cost the others too much: it keeps its runs and is not ranked. The remaining arms
-    are compared on the seeds that all of them have. If there is none, no arm is ranked.
+    An arm with fewer than half the seeds of the largest arm, or with a single seed if another has
+    several, would cost the others too many seeds: it keeps its runs and is not ranked. The other
+    arms are compared on the seeds that all of them have. Without any, no arm is ranked.
 
     Returns: the arms, the names of those that are ranked, their seeds, and the runs not used.
     """
@@ -106,18 +100,16 @@ def on_common_seeds(
     return cut, names, tuple(sorted(seeds)), unused
 
 
-def _started(members: Sequence[Run]) -> tuple[bool, tuple[str, float], str]:
-    times = [run.started for run in members if run.started[0]]
-    return (not times, min(times, default=("", 0.0)), members[0].arm)
-
-
-def _replaced(older: Run, newer: Run) -> LeftOut:
-    reason = f"{newer.path.name} in {newer.path.parent.name} is a newer run of the same"
-    return LeftOut(older.path, older.arm, older.seed, "replaced", reason)
+def _started(arm: Arm) -> tuple[bool, tuple[str, float], str]:
+    times = [run.started for run in arm.runs if run.started[0]]
+    return (not times, min(times, default=("", 0.0)), arm.arm)
 
 
 def _names(runs_by_key: Mapping[Key, Sequence[Run]]) -> dict[Key, str]:
-    """A name for each arm: its own, with what tells it apart where several share that."""
+    """A name for each arm: its own, with what sets it apart from others of that name.
+
+    That is its grids, or the overrides that not all have, or else its fingerprint.
+    """
     by_arm: dict[str, list[Key]] = defaultdict(list)
     for key in runs_by_key:
         by_arm[key[0]].append(key)
@@ -126,26 +118,15 @@ def _names(runs_by_key: Mapping[Key, Sequence[Run]]) -> dict[Key, str]:
         if len(keys) == 1:
             names[keys[0]] = arm
             continue
-        for details in (_grids, _differing_overrides, _fingerprints):
-            members = [runs_by_key[key] for key in keys]
-            labels = [details(runs, members) for runs in members]
+        grids = [", ".join(sorted({run.grid for run in runs_by_key[key]})) for key in keys]
+        overrides = [_overrides(runs_by_key[key][0]) for key in keys]
+        common = set.intersection(*overrides)
+        differing = [", ".join(sorted(one - common)) or "as it is" for one in overrides]
+        for labels in (grids, differing, [fingerprint[:8] for _, fingerprint in keys]):
             if all(labels) and len(set(labels)) == len(keys):
                 break
-        names |= {key: f"{arm} ({detail})" for key, detail in zip(keys, labels, strict=True)}
+        names |= {key: f"{arm} ({label})" for key, label in zip(keys, labels, strict=True)}
     return names
-
-
-def _grids(members: Sequence[Run], _others: Sequence[Sequence[Run]]) -> str:
-    return ", ".join(sorted({run.grid for run in members}))
-
-
-def _differing_overrides(members: Sequence[Run], others: Sequence[Sequence[Run]]) -> str:
-    common = set.intersection(*(_overrides(other[0]) for other in others))
-    return ", ".join(sorted(_overrides(members[0]) - common)) or "as it is"
-
-
-def _fingerprints(members: Sequence[Run], _others: Sequence[Sequence[Run]]) -> str:
-    return str(members[0].result.get("fingerprint"))[:8]
 
 
 def _overrides(run: Run) -> set[str]:

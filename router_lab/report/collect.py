@@ -1,23 +1,26 @@
-"""Which runs can be compared, and why the others cannot."""
+"""Which runs there are, which can be compared, and why the others cannot."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from router_lab.report.files import find_runs
+from router_lab.errors import UserError
 from router_lab.runs.schema import SCHEMA
 from router_lab.runs.state import RunState, number, read_state
+
+RUN_FILES = {"result.json", "status.json", "overrides.yaml"}
 
 
 @dataclass(frozen=True)
 class Run:
     """A finished run: its `result.json`, when it started and when it was done.
 
-    `started` is the time in status.json and, where two are equal, the one at which the run wrote
+    `started` is the time in status.json and, to order equal ones, the time at which the run wrote
     its configuration (Unix time); `done` is Unix time.
     """
 
@@ -56,15 +59,39 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Collection:
-    """All runs found under some folders: those to compare and those left out."""
+    """All runs under some folders: those to compare and those left out."""
 
     dirs: tuple[Path, ...]
     runs: tuple[Run, ...]
     left_out: tuple[LeftOut, ...]
 
 
+def find_runs(dirs: Sequence[str | Path]) -> list[Path]:
+    """Every run's folder under the given ones, each once, in a stable order.
+
+    Raises UserError for a folder that does not exist.
+    """
+    runs: dict[Path, None] = {}
+    for folder in map(Path, dirs):
+        if not folder.is_dir():
+            raise UserError(f"{folder} is not a folder: give one that holds runs, such as runs/")
+        visited: set[Path] = set()
+        for name, below, files in os.walk(folder, followlinks=True):
+            path = Path(name).resolve()
+            if path in visited:  # a symbolic link may lead back up
+                below.clear()
+            elif not RUN_FILES.isdisjoint(files):
+                runs.setdefault(path)
+                below.clear()  # checkpoints and event files, never other runs
+            visited.add(path)
+            below[:] = sorted(name for name in below if not name.startswith("."))
+    return list(runs)
+
+
 def collect(dirs: Sequence[str | Path]) -> Collection:
     """Read every run under the folders; safe while a grid is writing to them.
+
+    Bits per byte of different texts cannot be compared: the text that most runs used is kept.
 
     Raises UserError for a folder that does not exist.
     """
@@ -76,8 +103,19 @@ def collect(dirs: Sequence[str | Path]) -> Collection:
             runs.append(run)
         else:
             left_out.append(run)
-    runs, other_data = _same_data(runs)
-    return Collection(tuple(map(Path, dirs)), tuple(runs), tuple(left_out + other_data))
+    most_common = Counter(map(_data, runs)).most_common(1)
+    for run in runs:
+        if _data(run) != most_common[0][0]:
+            reason = f"trained on {_data(run)}; most runs on {most_common[0][0]}"
+            left_out.append(LeftOut(run.path, run.arm, run.seed, "other data", reason))
+    comparable = tuple(run for run in runs if _data(run) == most_common[0][0])
+    return Collection(tuple(map(Path, dirs)), comparable, tuple(left_out))
+
+
+def _data(run: Run) -> str:
+    """The text that a run was trained on: its name and fingerprint."""
+    data = run.result.get("data") or {}
+    return f"{data.get('name')} {str(data.get('fingerprint'))[:8]}"
 
 
 def _sort_out(read: RunState) -> Run | LeftOut:
@@ -102,37 +140,4 @@ def _sort_out(read: RunState) -> Run | LeftOut:
 
 
 def _written(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return 0.0
-
-
-def _same_data(runs: list[Run]) -> tuple[list[Run], list[LeftOut]]:
-    """Bits per byte of different texts cannot be compared: keep the text that most runs used."""
-    counts = Counter(_data(run) for run in runs)
-    if len(counts) < 2:
-        return runs, []
-    most_common = counts.most_common(1)[0][0]
-    left_out = [
-        LeftOut(
-            run.path,
-            run.arm,
-            run.seed,
-            "other data",
-            f"trained on {_data_words(_data(run))}; most runs on {_data_words(most_common)}",
-        )
-        for run in runs
-        if _data(run) != most_common
-    ]
-    return [run for run in runs if _data(run) == most_common], left_out
-
-
-def _data(run: Run) -> tuple[str, str]:
-    data = run.result.get("data") or {}
-    return str(data.get("name")), str(data.get("fingerprint"))
-
-
-def _data_words(data: tuple[str, str]) -> str:
-    name, fingerprint = data
-    return f"{name} {fingerprint[:8]}"
+    return path.stat().st_mtime if path.exists() else 0.0

@@ -27,7 +27,7 @@ def page_data(comparison: Comparison) -> dict[str, Any]:
         "by": comparison.by,
         "axes": AXES,
         "several_seeds": comparison.several_seeds,
-        "front": [[rounded(x), rounded(y)] for x, y in pareto_front(points)],
+        "front": [_all_rounded(corner, 6) for corner in pareto_front(points)],
         "arms": [_arm_data(comparison, row, row.name in focus) for row in comparison.in_grid_order],
     }
 
@@ -57,24 +57,17 @@ def _curve_data(arm: Arm, by: str, base: Arm | None) -> dict[str, Any]:
 
 
 def _band_data(curve: Band) -> dict[str, Any]:
-    points = np.unique(np.linspace(0, len(curve.x) - 1, MOST_POINTS).round().astype(int))
-    data: dict[str, Any] = {
-        "x": _all_rounded(curve.x[points]),
-        "mean": _all_rounded(curve.mean[points]),
-    }
-    if curve.n > 1:
-        data |= {"low": _all_rounded(curve.low[points]), "high": _all_rounded(curve.high[points])}
-    return data
+    places = np.unique(np.linspace(0, len(curve.x) - 1, MOST_POINTS).round().astype(int))
+    names = ("x", "mean", "low", "high") if curve.n > 1 else ("x", "mean")
+    return {name: _all_rounded(getattr(curve, name)[places]) for name in names}
 
 
 def _scatter_data(arm: Point | None) -> dict[str, Any] | None:
-    if arm is None:
-        return None
-    return {
+    return arm and {
         "x": rounded(arm.x),
         "y": rounded(arm.y),
-        "halves": arm.halves and [rounded(half) for half in arm.halves],
-        "seeds": [[rounded(x), rounded(y)] for x, y in arm.seeds],
+        "halves": arm.halves and _all_rounded(arm.halves, 6),
+        "seeds": [_all_rounded(seed, 6) for seed in arm.seeds],
     }
 
 

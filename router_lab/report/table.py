@@ -66,20 +66,10 @@ def latex(comparison: Comparison) -> str:
     """Both tables as tabulars with booktabs rules; the notes as comments."""
     parts = []
     for titles, lines in tables(comparison, lambda cell: f"\0{cell}\1"):
-        body = [" & ".join(map(_tex, cells)) + r" \\" for cells in lines]
-        parts.append(
-            "\n".join(
-                [
-                    rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}",
-                    r"\toprule",
-                    " & ".join(map(_tex, titles)) + r" \\",
-                    r"\midrule",
-                    *body,
-                    r"\bottomrule",
-                    r"\end{tabular}",
-                ]
-            )
-        )
+        head, *body = (" & ".join(map(_tex, cells)) + r" \\" for cells in (titles, *lines))
+        begin = rf"\begin{{tabular}}{{l{'r' * (len(titles) - 1)}}}"
+        code = [begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+        parts.append("\n".join(code))
     parts.append("\n".join(f"% {note}" for note in notes(comparison)))
     return "\n\n".join(parts) + "\n"
 

@@ -9,8 +9,7 @@ import pytest
 from fake_runs import ARMS, result_of, write_grid, write_run, write_status
 
 from router_lab.errors import UserError
-from router_lab.report.collect import Collection, collect
-from router_lab.report.files import find_runs
+from router_lab.report.collect import Collection, collect, find_runs
 
 
 def reasons(collection: Collection) -> dict[str, str]:
