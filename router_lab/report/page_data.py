@@ -63,7 +63,9 @@ def _band_data(curve: Band) -> dict[str, Any]:
 
 
 def _scatter_data(arm: Point | None) -> dict[str, Any] | None:
-    return arm and {
+    if arm is None:
+        return None
+    return {
         "x": rounded(arm.x),
         "y": rounded(arm.y),
         "halves": arm.halves and _all_rounded(arm.halves, 6),
