@@ -1,4 +1,4 @@
-"""Data: a source makes a `Corpus`, `WindowsDataModule` cuts it into batches of windows."""
+"""Data: a source makes a `Corpus`, and `WindowsDataModule` cuts it into batches of windows."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["SOURCES", "Corpus", "Split", "load_corpus"]
 def load_corpus(config: Mapping[str, Any], seq_len: int) -> Corpus:
     """The corpus of a config node `{"name": "stdlib", option: value, …}`, made or from the cache.
 
-    Raises UserError for an unknown name or option, for what the source refuses, and where a split
-    is shorter than one window of seq_len + 1 tokens.
+    Raises UserError for an unknown name or option, for what the source refuses, and for a split
+    that is shorter than one window of seq_len + 1 tokens.
     """
     corpus = SOURCES.build(config, seq_len=seq_len).corpus()
     corpus.check_window(seq_len)

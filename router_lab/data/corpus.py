@@ -1,16 +1,12 @@
 """What every data source makes: tokens of a training and a validation split, memory-mapped.
 
-    corpus.train.tokens   [N] one token after the other; documents simply follow each other
-    corpus.train.domain   [N] what kind of text each token is, an index into corpus.domains
-    corpus.train.floor    [N] nats: the Bayes-optimal −log p of each token, where it is known
-
-numpy only, so that looking at data costs no import of torch.
+numpy only, so that looking at data does not import torch.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,14 +17,14 @@ from router_lab.errors import UserError
 
 @dataclass(frozen=True)
 class Split:
-    """One side of a corpus; arrays of N tokens.
+    """The training or the validation part of a corpus: N tokens.
 
     Attributes:
-        tokens: [N] uint8, uint16 or uint32.
+        tokens: [N] uint8, uint16 or uint32; documents follow each other without a mark.
         n_bytes: how many bytes of text the N tokens stand for.
-        domain: [N] uint16, an index into `Corpus.domains`; None where nothing is labelled.
-        floor: [N] float32, nats: −log p of the token by the best predictor there is, given the
-            tokens before it in its window; None where nobody knows it.
+        domain: [N] uint16, the kind of text, an index into `Corpus.domains`; None without labels.
+        floor: [N] float32, nats: −log p of the token under the Bayes-optimal predictor, given the
+            tokens before it in its window; None if it is unknown.
     """
 
     tokens: np.ndarray
@@ -36,38 +32,18 @@ class Split:
     domain: np.ndarray | None = None
     floor: np.ndarray | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Pickles a memory map by its path: a worker process opens it again, nothing is copied."""
-        state = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {
-            name: _Mapped(Path(value.filename), value.dtype) if _is_whole_file(value) else value
-            for name, value in state.items()
-        }
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        for name, value in state.items():
-            value = value.open() if isinstance(value, _Mapped) else value
-            object.__setattr__(self, name, value)
+class _MappedFile(np.memmap[Any, Any]):
+    """A whole file as an array. Pickled by its path: a worker process opens it again."""
+
+    def __reduce__(self) -> Any:
+        whole = self.filename and self.nbytes == Path(self.filename).stat().st_size
+        return (map_file, (self.filename, self.dtype)) if whole else super().__reduce__()
 
 
-def _is_whole_file(value: object) -> bool:
-    """A slice of a memory map still carries the file's name, so the sizes are compared."""
-    return (
-        isinstance(value, np.memmap)
-        and value.filename is not None
-        and value.nbytes == Path(value.filename).stat().st_size
-    )
-
-
-@dataclass(frozen=True)
-class _Mapped:
-    """A whole file as an array: what stands in for a memory map in a pickle."""
-
-    path: Path
-    dtype: np.dtype
-
-    def open(self) -> np.memmap:
-        return np.memmap(self.path, self.dtype, mode="r")
+def map_file(path: Path, dtype: np.typing.DTypeLike) -> np.ndarray:
+    """A file as a memory-mapped, read-only array."""
+    return _MappedFile(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
 @dataclass(frozen=True)
@@ -77,11 +53,11 @@ class Corpus:
     Attributes:
         name: the source's name.
         fingerprint: hex, a hash of the tokens of both splits: equal where the data are.
-        domains: names of the labels in `Split.domain`; empty where there are none.
+        domains: names of the labels in `Split.domain`; empty without labels.
         token_bytes: [V] float32, bytes of text that each token stands for; None: one byte each.
-        unit: what quality is told in bits per: byte; token where bytes are unknown.
-        window: tokens in a sequence where the corpus is made of independent sequences of equal
-            length (then S + 1, and a window is one of them); None for running text.
+        window: S + 1 if the corpus consists of independent sequences of that many tokens, each of
+            which is a window; None for running text.
+        unit: whether quality is in bits per byte, or per token because bytes are unknown.
     """
 
     name: str
@@ -95,7 +71,7 @@ class Corpus:
     unit: Literal["byte", "token"] = "byte"
 
     def token_counts(self) -> list[int]:
-        """How often each id of the vocabulary occurs in the training text [V]."""
+        """How often each token of the vocabulary occurs in the training split [V]."""
         counts: list[int] = np.bincount(self.train.tokens, minlength=self.vocab_size).tolist()
         return counts
 
@@ -117,10 +93,9 @@ class Corpus:
 class CorpusSource(ABC):
     """Where a corpus comes from: a dataclass whose fields are its options.
 
-    Attributes:
-        seq_len: tokens in a sequence of the model, for a source that has the field; no option.
+    A source with a field `seq_len` is given the model's sequence length; it is not an option.
     """
 
     @abstractmethod
     def corpus(self) -> Corpus:
-        """Makes the corpus, or opens it where it was made before."""
+        """Makes the corpus, or opens it from the cache."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,81 +18,75 @@ Piece = tuple[SplitName, int | None, bytes]  # split, domain, UTF-8 text
 BATCH_BYTES = 4 * 2**20  # text encoded at a time: enough for all cores, little memory
 
 
-class Tokenizer(Protocol):
-    """Turns pieces of UTF-8 text into token ids.
+@dataclass(frozen=True)
+class Tokenizer:
+    """Turns text into token ids.
 
     Attributes:
-        key: what the cache tells tokenizers apart by.
+        encode: the token ids of each piece of UTF-8 text.
+        key: identifies the tokenizer in the cache.
         vocab_size: V.
-        token_bytes: [V], bytes of text that each token stands for, where that is exact; else None.
+        token_bytes: [V], bytes of text that each token stands for; None if that is not exact.
         special: tokens that are marks rather than text, such as <|endoftext|>.
     """
 
+    encode: Callable[[list[bytes]], list[np.ndarray]]
     key: str
     vocab_size: int
-    token_bytes: np.ndarray | None
-    special: list[int]
-
-    def encode(self, pieces: Sequence[bytes]) -> list[np.ndarray]: ...
-
-
-class ByteTokenizer:
-    """Every byte is a token."""
-
-    key: str = "bytes"
-    vocab_size: int = 256
     token_bytes: np.ndarray | None = None
-    special: list[int] = []
-
-    def encode(self, pieces: Sequence[bytes]) -> list[np.ndarray]:
-        return [np.frombuffer(piece, np.uint8) for piece in pieces]
-
-
-class BPETokenizer:
-    """A tokenizer.json as `tokenizers` and `transformers` save it; no special tokens are added."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            import tokenizers
-        except ImportError as error:
-            raise UserError(
-                "data.tokenizer is a file, which needs the tokenizers library: "
-                "pip install 'router-lab[hub]'."
-            ) from error
-        if not path.is_file():
-            raise UserError(
-                f"data.tokenizer is {str(path)!r}, which is no file; give 'bytes' or the path of a "
-                "tokenizer.json."
-            )
-        text = path.read_text(encoding="utf-8", errors="replace")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises no class of its own
-            raise UserError(
-                f"The tokenizer {path} can't be read ({error}); give a tokenizer.json as the "
-                "tokenizers library saves it."
-            ) from error
-        self.key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-        self.vocab_size: int = max(self._tokenizer.get_vocab().values()) + 1
-        config = json.loads(text)
-        self.special = [token["id"] for token in config["added_tokens"] if token["special"]]
-        self.token_bytes = _byte_lengths(self._tokenizer.get_vocab(), config)
-
-    def encode(self, pieces: Sequence[bytes]) -> list[np.ndarray]:
-        texts = [piece.decode(errors="replace") for piece in pieces]
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+    special: tuple[int, ...] = ()
 
 
 def load_tokenizer(spec: str) -> Tokenizer:
-    """`bytes`, or the path of a tokenizer.json. Raises UserError for anything else."""
-    return ByteTokenizer() if spec == "bytes" else BPETokenizer(Path(spec).expanduser())
+    """`bytes` (every byte is a token), or the path of a tokenizer.json.
+
+    A tokenizer.json is what `tokenizers` and `transformers` save. No special tokens are added.
+    Raises UserError if it can't be read.
+    """
+    if spec == "bytes":
+        return Tokenizer(lambda pieces: [np.frombuffer(p, np.uint8) for p in pieces], spec, 256)
+    path = Path(spec).expanduser()
+    try:
+        import tokenizers
+    except ImportError as error:
+        raise UserError(
+            "data.tokenizer is a file, which needs the tokenizers library: "
+            "pip install 'router-lab[hub]'."
+        ) from error
+    if not path.is_file():
+        raise UserError(
+            f"data.tokenizer is {str(path)!r}, which is not a file; give 'bytes' or the path of a "
+            "tokenizer.json."
+        )
+    text = path.read_text(encoding="utf-8", errors="replace")
+    try:
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no class of its own
+        raise UserError(
+            f"The tokenizer {path} can't be read ({error}); give a tokenizer.json as the "
+            "tokenizers library saves it."
+        ) from error
+    config = json.loads(text)
+    vocab = library.get_vocab()
+
+    def encode(pieces: list[bytes]) -> list[np.ndarray]:
+        texts = [piece.decode(errors="replace") for piece in pieces]
+        encodings = library.encode_batch_fast(texts, add_special_tokens=False)
+        return [np.array(encoding.ids, np.uint32) for encoding in encodings]
+
+    return Tokenizer(
+        encode,
+        key=hashlib.blake2b(text.encode(), digest_size=16).hexdigest(),
+        vocab_size=max(vocab.values()) + 1,
+        token_bytes=_byte_lengths(vocab, config),
+        special=tuple(token["id"] for token in config["added_tokens"] if token["special"]),
+    )
 
 
 def _byte_lengths(vocab: dict[str, int], config: dict[str, Any]) -> np.ndarray | None:
     """A byte-level BPE writes each byte as one character, so a token's name is as long as its text.
 
-    None for other kinds, and where a normalizer changes the text before it is split.
+    None for other kinds, and if a normalizer changes the text before it is split.
     """
     if "ByteLevel" not in json.dumps(config["pre_tokenizer"]) or config["normalizer"] is not None:
         return None
@@ -103,26 +98,21 @@ def _byte_lengths(vocab: dict[str, int], config: dict[str, Any]) -> np.ndarray |
     return lengths
 
 
-def write_text(
-    out: CorpusWriter,
-    tokenizer: Tokenizer,
-    pieces: Iterable[Piece],
-    advance: Callable[[float], None],
-) -> None:
+def write_text(out: CorpusWriter, tokenizer: Tokenizer, pieces: Iterable[Piece]) -> None:
     """Tokenises pieces of text and appends them in their order."""
     batch: list[Piece] = []
-    size = 0
 
     def flush() -> None:
-        tokens = tokenizer.encode([data for _, _, data in batch])
-        for (split, domain, data), ids in zip(batch, tokens, strict=True):
-            out.append(split, ids, domain=domain, n_bytes=len(data))
-        advance(size)
+        tokens = tokenizer.encode([text for _, _, text in batch])
+        for (split, domain, text), ids in zip(batch, tokens, strict=True):
+            out.append(split, ids, domain=domain, n_bytes=len(text))
+        batch.clear()
 
+    size = 0
     for piece in pieces:
         batch.append(piece)
         size += len(piece[2])
         if size >= BATCH_BYTES:
             flush()
-            batch, size = [], 0
+            size = 0
     flush()

@@ -1,4 +1,4 @@
-"""Windows of a corpus as batches, by their index and without any state."""
+"""Windows of a corpus as batches, by index."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ Batch = dict[str, Tensor]
 
 
 class Windows:
-    """Training and validation batches by their index, without any state.
-
-    Args:
-        batch_size: windows in a training batch.
-        seed: of the training windows.
-        val_windows: how many windows to validate on, or as many as there are.
-        val_batch: windows in a validation batch.
-    """
+    """Training and validation batches by index, without any state; see `WindowsDataModule`."""
 
     def __init__(
         self,
@@ -63,7 +56,7 @@ class Windows:
 
 
 def _take(array: np.ndarray, index: np.ndarray) -> np.ndarray:
-    """array[index] as a plain array: an index into np.memmap gives another memmap, slowly."""
+    """array[index] as a plain array: indexing np.memmap makes another memmap, which is slow."""
     plain: np.ndarray = np.asarray(array)[index]
     return plain
 
@@ -71,14 +64,14 @@ def _take(array: np.ndarray, index: np.ndarray) -> np.ndarray:
 def random_words(seed: int, first: int, n: int) -> np.ndarray:
     """Words first … first + n − 1 of the seed's random stream [n], uint64.
 
-    Philox counts in blocks of four words, so any part of its stream costs the same.
+    Philox is a counter in blocks of four words, so every part of its stream costs the same.
     """
     skipped = first % 4
     return np.random.Philox(key=seed, counter=first // 4).random_raw(skipped + n)[skipped:]
 
 
 def spread_windows(corpus: Corpus, seq_len: int, n: int) -> np.ndarray:
-    """Where n validation windows begin, or as many as fit, evenly spread: [n].
+    """Starts of n evenly spread validation windows, or of as many as fit: [n].
 
     No token is a target twice; in running text a window may begin with the last target of another.
     """

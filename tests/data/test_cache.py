@@ -16,7 +16,7 @@ from router_lab.data.cache import (
     smallest_dtype,
     stamps,
 )
-from router_lab.data.progress import Progress
+from router_lab.data.progress import progress
 from router_lab.errors import UserError
 
 
@@ -152,12 +152,10 @@ def test_stamps_change_with_the_file(tmp_path: Path) -> None:
 def test_progress_is_silent_for_quick_work_and_speaks_up_for_slow(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with Progress("quick", 1) as advance:
+    with progress("quick", 1, after=1e9) as advance:
         advance(1)
     assert capsys.readouterr().err == ""
-    slow = Progress("slow", 2)
-    slow._shown_from = 0.0
-    with slow as advance:
+    with progress("slow", 2, after=0.0) as advance:
         advance(1)
         advance(1)
     assert capsys.readouterr().err.count("slow") == 1

@@ -1,4 +1,4 @@
-"""Sources of data, one a file:
+"""Sources of data, one per file:
 
 @register("mine")
 @dataclass(frozen=True)

@@ -9,14 +9,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from router_lab.data.cache import CorpusWriter, SplitName, cached, read_corpus, stamps
+from router_lab.data.cache import CorpusWriter, SplitName, cached_corpus, stamps
 from router_lab.data.corpus import Corpus, CorpusSource
-from router_lab.data.progress import Progress
 from router_lab.data.tokenizer import Piece, load_tokenizer, write_text
 from router_lab.errors import UserError
 from router_lab.registry import register
 
-EVERY_VAL = 20  # without a split for validation, every 20th document is
+EVERY_VAL = 20  # without val_split, every 20th document is for validation
 BETWEEN = b"\n\n"  # follows each document
 
 
@@ -27,15 +26,15 @@ class Hub(CorpusSource):
 
     Attributes:
         path: name of a data set on the hub, a folder, or a kind of file (json, csv, parquet, text).
-        files: where path is a kind of file: the files, a path, glob or list.
-        subset: the data set's configuration, where it has several.
+        files: the files if path is a kind of file: a path, glob or list.
+        subset: configuration of the data set, if it has several.
         revision: of the data set: a branch, tag or commit.
-        split: for training, and for validation too where val_split is null.
+        split: for training, and for validation too if val_split is null.
         val_split: for validation.
         field: the column with the text.
-        domain_field: a column that says what kind of text it is.
-        max_mb: text to take of each split, in 10^6 bytes; null: all of it.
-        streaming: read as it comes, instead of downloading the data set first.
+        domain_field: the column with the kind of text, if any.
+        max_mb: text to take from each split, in 10^6 bytes; null: all of it.
+        streaming: read while downloading, instead of downloading the data set first.
         tokenizer: `bytes`, or the path of a tokenizer.json.
     """
 
@@ -59,48 +58,48 @@ class Hub(CorpusSource):
             )
         tokenizer = load_tokenizer(self.tokenizer)
 
-        def build(folder: Path) -> None:
-            sides: list[tuple[str, SplitName]] = [(self.split, "train")]
-            if self.val_split:
-                sides.append((self.val_split, "val"))
-            budget = None if self.max_mb is None else self.max_mb * 1e6 * len(sides)
-            with (
-                CorpusWriter(
-                    folder, tokenizer.vocab_size, token_bytes=tokenizer.token_bytes
-                ) as out,
-                Progress(f"hub: tokenising {self.path}", budget) as advance,
-            ):
-                domains: dict[str, int] = {}
-                pieces = chain.from_iterable(self._pieces(*side, domains) for side in sides)
-                write_text(out, tokenizer, pieces, advance)
-                out.domains = list(domains)
+        sides: list[tuple[str, SplitName]] = [(self.split, "train")]
+        if self.val_split:
+            sides.append((self.val_split, "val"))
+
+        def write(out: CorpusWriter) -> None:
+            domains: dict[str, int] = {}
+            pieces = chain.from_iterable(self._pieces(*side, domains) for side in sides)
+            write_text(out, tokenizer, pieces)
+            out.domains = list(domains)
 
         options = asdict(self) | {"tokenizer": tokenizer.key}
-        return read_corpus(cached("hub", [options, stamps(self._local_files())], build), "hub")
+        return cached_corpus(
+            "hub",
+            [options, stamps(self._local_files())],
+            write,
+            vocab_size=tokenizer.vocab_size,
+            token_bytes=tokenizer.token_bytes,
+            title=f"hub: tokenising {self.path}",
+            n_bytes=None if self.max_mb is None else self.max_mb * 1e6 * len(sides),
+        )
 
     def _pieces(self, split: str, side: SplitName, domains: dict[str, int]) -> Iterator[Piece]:
-        """Documents of one split; a domain is added to `domains` when it is first met."""
+        """Documents of one split; adds new domains to `domains`, by number."""
         left = float("inf") if self.max_mb is None else self.max_mb * 1e6
         for number, row in enumerate(self._rows(split)):
+            for column in filter(None, (self.domain_field, self.field)):
+                if column not in row:
+                    columns = ", ".join(row)
+                    raise UserError(
+                        f"{self.path} has no column {column!r}; its columns are {columns}."
+                    )
             domain = None
             if self.domain_field is not None:
-                name = str(self._column(row, self.domain_field))
-                domain = domains.setdefault(name, len(domains))
-            text = self._column(row, self.field)
-            if not isinstance(text, str):
+                domain = domains.setdefault(str(row[self.domain_field]), len(domains))
+            if not isinstance(row[self.field], str):
                 raise UserError(f"The column {self.field!r} of {self.path} holds no text.")
-            data = text.encode(errors="replace") + BETWEEN
+            text = row[self.field].encode(errors="replace") + BETWEEN
             held_out = not self.val_split and number % EVERY_VAL == EVERY_VAL - 1
-            yield "val" if held_out else side, domain, data
-            left -= len(data)
+            yield "val" if held_out else side, domain, text
+            left -= len(text)
             if left <= 0:
                 return
-
-    def _column(self, row: Mapping[str, Any], name: str) -> Any:
-        if name not in row:
-            columns = ", ".join(row)
-            raise UserError(f"{self.path} has no column {name!r}; its columns are {columns}.")
-        return row[name]
 
     def _rows(self, split: str) -> Iterator[Mapping[str, Any]]:
         try:
@@ -126,10 +125,8 @@ class Hub(CorpusSource):
             ) from error
 
     def _local_files(self) -> list[Path]:
-        """What of the data lies on this machine, so that a changed file is read again."""
-        given = [self.files] if isinstance(self.files, str) else self.files or []
-        found = [Path(name) for pattern in given for name in glob.glob(pattern, recursive=True)]
-        folder = Path(str(self.path))
-        if folder.is_dir():
-            found += folder.rglob("*")
-        return sorted(path for path in found if path.is_file())
+        """The files of the data on this machine, so that a changed file is read again."""
+        patterns = [self.files] if isinstance(self.files, str) else self.files or []
+        paths = [Path(name) for one in patterns for name in glob.glob(one, recursive=True)]
+        paths += Path(str(self.path)).rglob("*")
+        return sorted(path for path in paths if path.is_file())

@@ -1,31 +1,30 @@
-"""`data=languages`: synthetic languages whose best possible loss is known exactly.
+"""`data=languages`: synthetic languages whose Bayes-optimal loss is known exactly.
 
-D Markov sources over one alphabet take turns. A sequence begins in a language drawn by its
-frequency, and before each further token the language is redrawn with probability `switch`. The
-languages are hidden, so the best predictor weighs them by how likely each is after the tokens so
-far (forward filtering of a hidden Markov model: Rabiner 1989, "A tutorial on hidden Markov models",
-section III-A); its −log p is the floor that no model can beat on average.
+D Markov sources share an alphabet. The first language of a sequence is drawn by frequency, and
+before each further token the language is redrawn with probability `switch`. The languages are
+hidden, so the optimal predictor weighs them by their posterior given the tokens so far (forward
+filtering of a hidden Markov model: Rabiner 1989, "A tutorial on hidden Markov models", section
+III-A); its −log p is the floor that no model can beat on average.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 
-from router_lab.data.cache import CorpusWriter, SplitName, cached, read_corpus
+from router_lab.check import ABOVE_0, NOT_NEGATIVE, SHARE, Count, at_least
+from router_lab.data.cache import CorpusWriter, SplitName, cached_corpus
 from router_lab.data.corpus import Corpus, CorpusSource
-from router_lab.data.progress import Progress
 from router_lab.errors import UserError
 from router_lab.registry import register
 
 CHUNK = 2048  # sequences made at a time
 MAX_TABLE = 2**25  # probabilities: 256 MiB
 VAL_SHARE = 1 / 16
-RAREST = 1e-9  # no token is impossible, so every −log p is finite
+RAREST = 1e-9  # least probability of a token, so that every −log p is finite
 
 
 @register("languages")
@@ -36,42 +35,29 @@ class Languages(CorpusSource):
     Attributes:
         n_languages: D.
         alphabet: A, the vocabulary that all languages share.
-        order: how many tokens before it a token depends on; the first ones of a sequence are
-            uniform in every language.
-        concentration: of the symmetric Dirichlet that each row of transition probabilities is
-            drawn from; the smaller, the more predictable a language.
+        order: number of preceding tokens that a token depends on; the first `order` tokens of a
+            sequence are uniform in every language.
+        concentration: of the symmetric Dirichlet distribution of each row of transition
+            probabilities; languages are more predictable the smaller it is.
         switch: probability per token that the language is redrawn (possibly the same).
-        similarity: 0 … 1, share of one common source in every language; at 1 they are all one.
-        skew: exponent of Zipf's law of how often languages occur; 0: all equally often.
+        similarity: weight of one common source in every language; at 1 all languages are equal.
+        skew: exponent of Zipf's law for the frequencies of the languages; 0: all equal.
         n_tokens: training tokens; validation adds a sixteenth.
-        seed: of the languages and the text, apart from the run's own seed.
+        seed: of the languages and the text, independent of the run's seed.
     """
 
     seq_len: int
-    n_languages: int = 4
-    alphabet: int = 32
-    order: int = 1
-    concentration: float = 0.1
-    switch: float = 0.0
-    similarity: float = 0.0
-    skew: float = 0.0
-    n_tokens: int = 4_000_000
-    seed: int = 0
+    n_languages: Count = 4
+    alphabet: Annotated[int, at_least(2)] = 32
+    order: Count = 1
+    concentration: Annotated[float, ABOVE_0] = 0.1
+    switch: Annotated[float, SHARE] = 0.0
+    similarity: Annotated[float, SHARE] = 0.0
+    skew: Annotated[float, NOT_NEGATIVE] = 0.0
+    n_tokens: Count = 4_000_000
+    seed: Annotated[int, NOT_NEGATIVE] = 0
 
     def __post_init__(self) -> None:
-        for name, ok, right in (
-            ("n_languages", self.n_languages >= 1, "1 or more"),
-            ("alphabet", self.alphabet >= 2, "2 or more"),
-            ("order", self.order >= 1, "1 or more"),
-            ("concentration", self.concentration > 0, "above 0"),
-            ("switch", 0 <= self.switch <= 1, "between 0 and 1"),
-            ("similarity", 0 <= self.similarity <= 1, "between 0 and 1"),
-            ("skew", self.skew >= 0, "0 or more"),
-            ("n_tokens", self.n_tokens >= 1, "1 or more"),
-            ("seed", self.seed >= 0, "0 or more"),
-        ):
-            if not ok:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it must be {right}.")
         if self.n_languages * self.alphabet ** (self.order + 1) > MAX_TABLE:
             raise UserError(
                 f"data=languages with {self.n_languages} languages of order {self.order} over "
@@ -80,31 +66,29 @@ class Languages(CorpusSource):
             )
 
     def corpus(self) -> Corpus:
-        def build(folder: Path) -> None:
-            source = self.source()
-            n_train = math.ceil(self.n_tokens / (self.seq_len + 1))
-            sizes: dict[SplitName, int] = {
-                "train": n_train,
-                "val": math.ceil(n_train * VAL_SHARE),
-            }
-            names = [f"language{i}" for i in range(self.n_languages)]
-            with (
-                CorpusWriter(folder, self.alphabet, names, window=self.seq_len + 1) as out,
-                Progress("languages: speaking", sum(sizes.values())) as advance,
-            ):
-                for side, (split, n) in enumerate(sizes.items()):
-                    for chunk, size in enumerate(_chunks(n)):
-                        rng = np.random.default_rng([self.seed, 1 + side, chunk])
-                        tokens, languages = source.sample(size, self.seq_len + 1, rng)
-                        out.append(
-                            split,
-                            tokens.ravel(),
-                            domain=languages.ravel(),
-                            floor=source.floor(tokens).ravel(),
-                        )
-                        advance(size)
+        n_train = math.ceil(self.n_tokens / (self.seq_len + 1))
+        sizes: dict[SplitName, int] = {"train": n_train, "val": math.ceil(n_train * VAL_SHARE)}
 
-        return read_corpus(cached("languages", asdict(self), build), "languages")
+        def write(out: CorpusWriter) -> None:
+            source = self.source()
+            for number, (split, n) in enumerate(sizes.items(), start=1):
+                for start in range(0, n, CHUNK):
+                    rng = np.random.default_rng([self.seed, number, start // CHUNK])
+                    size = min(CHUNK, n - start)
+                    tokens, languages = source.sample(size, self.seq_len + 1, rng)
+                    floor = source.floor(tokens)
+                    out.append(split, tokens.ravel(), domain=languages.ravel(), floor=floor.ravel())
+
+        return cached_corpus(
+            "languages",
+            asdict(self),
+            write,
+            vocab_size=self.alphabet,
+            domains=[f"language{i}" for i in range(self.n_languages)],
+            window=self.seq_len + 1,
+            title="languages: sampling",
+            n_bytes=sum(sizes.values()) * (self.seq_len + 1),
+        )
 
     def source(self) -> Source:
         """Draws the languages."""
@@ -117,18 +101,13 @@ class Languages(CorpusSource):
         return Source(prior / prior.sum(), rows / rows.sum(-1, keepdims=True), self.switch)
 
 
-def _chunks(n: int) -> Iterator[int]:
-    for start in range(0, n, CHUNK):
-        yield min(CHUNK, n - start)
-
-
 class Source:
-    """D Markov sources of one order that take turns: a hidden Markov model with visible memory.
+    """D Markov sources of one order that take turns.
 
     Args:
-        prior_D: how often each language occurs.
-        rows_DCA: p(next token | language, context); a context c of the A^order is the last tokens
-            read as a number to the base A, the latest one last.
+        prior_D: frequency of each language.
+        rows_DCA: p(next token | language, context). Context c, 0 to A^order − 1, is the last
+            `order` tokens read as a number in base A, the latest one last.
         switch: probability per token that the language is redrawn from the prior.
     """
 
@@ -138,7 +117,7 @@ class Source:
         self.switch = switch
         self.n_contexts, self.alphabet = rows_DCA.shape[1:]
         self.order = round(math.log(self.n_contexts, self.alphabet))
-        # The cumulative rows end to end, row r in (r, r + 1]: one binary search samples them all.
+        # Cumulative rows end to end, row r in (r, r + 1]: one binary search samples from all rows.
         ladder = np.cumsum(rows_DCA.reshape(-1, self.alphabet), -1)
         self._ladder = (ladder / ladder[:, -1:] + np.arange(len(ladder))[:, None]).ravel()
 
@@ -166,8 +145,8 @@ class Source:
     def floor(self, tokens: np.ndarray) -> np.ndarray:
         """−log p(token | the tokens before it in its sequence): [n, length] nats, exact.
 
-        `belief` is p(language of this token | tokens before it); Bayes' rule makes it p(language |
-        tokens up to it), and the chance of a switch makes that the next belief.
+        `belief` is p(language of this token | tokens before it). Bayes' rule conditions it on the
+        token itself, and mixing with the prior by `switch` gives the next belief.
         """
         n, length = tokens.shape
         likelihood_CAxD = np.ascontiguousarray(self.rows_DCA.reshape(len(self.prior_D), -1).T)

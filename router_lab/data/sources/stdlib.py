@@ -1,8 +1,7 @@
-"""`data=stdlib`: the text of Python's own standard library, on every machine without a download.
+"""`data=stdlib`: the text of Python's own standard library, which needs no download.
 
-About 12 MB of bytes. Every token is labelled with what kind of Python text it is in: code,
-docstring, comment or another string. Other versions of Python have other text, hence another
-fingerprint.
+About 12 MB. Every token is labelled as code, docstring, comment or another string. Versions of
+Python differ in their text, and so in the fingerprint.
 """
 
 from __future__ import annotations
@@ -19,9 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from router_lab.data.cache import CorpusWriter, SplitName, cached, read_corpus, stamps
+from router_lab.data.cache import CorpusWriter, SplitName, cached_corpus, stamps
 from router_lab.data.corpus import Corpus, CorpusSource
-from router_lab.data.progress import Progress
 from router_lab.errors import UserError
 from router_lab.registry import register
 
@@ -35,7 +33,7 @@ VAL_SHARE = 0.08
 @register("stdlib")
 @dataclass(frozen=True)
 class Stdlib(CorpusSource):
-    """Bytes as tokens; a file belongs to validation as a whole, by a hash of its name."""
+    """Bytes as tokens; 8% of the files, chosen by a hash of their names, are for validation."""
 
     def corpus(self) -> Corpus:
         root = Path(sysconfig.get_paths()["stdlib"])
@@ -45,25 +43,26 @@ class Stdlib(CorpusSource):
                 f"Python's standard library has no .py files in {root}; use data=text with a path."
             )
 
-        def build(folder: Path) -> None:
-            size = sum(path.stat().st_size for path in files)
-            with (
-                CorpusWriter(folder, vocab_size=256, domains=DOMAINS) as out,
-                Progress("stdlib: reading Python's own text", size) as advance,
-            ):
-                for path in files:
-                    text = read_source(path)
-                    tokens = np.frombuffer(text.encode(), np.uint8)
-                    split: SplitName = "val" if in_validation(path.relative_to(root)) else "train"
-                    out.append(split, tokens, domain=label_source(text))
-                    advance(len(tokens))
+        def write(out: CorpusWriter) -> None:
+            for path in files:
+                text = read_source(path)
+                tokens = np.frombuffer(text.encode(), np.uint8)
+                split: SplitName = "val" if in_validation(path.relative_to(root)) else "train"
+                out.append(split, tokens, domain=label_source(text))
 
-        key = [sys.version, stamps(files)]
-        return read_corpus(cached("stdlib", key, build), "stdlib")
+        return cached_corpus(
+            "stdlib",
+            [sys.version, stamps(files)],
+            write,
+            vocab_size=256,
+            domains=DOMAINS,
+            title="stdlib: reading Python's own text",
+            n_bytes=sum(path.stat().st_size for path in files),
+        )
 
 
 def source_files(root: Path) -> Iterator[Path]:
-    """The library's modules, less tests, installed packages and files that name this machine."""
+    """The library's modules, without tests, installed packages and machine-specific files."""
     for folder, inner, names in os.walk(root):
         inner[:] = [name for name in inner if name not in SKIPPED and "config-" not in name]
         for name in names:
@@ -72,24 +71,23 @@ def source_files(root: Path) -> Iterator[Path]:
 
 
 def in_validation(name: Path) -> bool:
-    """By a hash of the relative name: a file stays on its side when others come or go."""
+    """By a hash of the relative name, so that a file keeps its split when others come or go."""
     digest = hashlib.blake2b(name.as_posix().encode(), digest_size=8).digest()
     return int.from_bytes(digest) < VAL_SHARE * 2**64
 
 
 def read_source(path: Path) -> str:
-    """A module's text in the encoding that it declares, line ends as they are."""
+    """A module's text in the encoding that it declares, with its line ends."""
     data = path.read_bytes()
     encoding, _ = tokenize.detect_encoding(io.BytesIO(data).readline)
     return data.decode(encoding, errors="replace")
 
 
 def label_source(text: str) -> np.ndarray:
-    """What each byte of a module belongs to: [N] uint8, an index into DOMAINS.
+    """The kind of each byte of a module: [N] uint8, an index into DOMAINS.
 
-    By Python's own tokenizer. A docstring is a string that stands alone as a statement, wherever
-    it stands; a formatted string is a string as a whole, the code inside it included. From where
-    the tokenizer gives up, the rest is code.
+    Python's own tokenizer decides. A docstring is any string that is a statement of its own. Code
+    inside a formatted string counts as string. What follows a syntax error is code.
     """
     lines = text.split("\n")
     starts = np.cumsum([0] + [len(line.encode()) + 1 for line in lines])
@@ -100,9 +98,9 @@ def label_source(text: str) -> np.ndarray:
         line = lines[row - 1]
         return int(starts[row - 1]) + (column if line.isascii() else len(line[:column].encode()))
 
-    statement: list[slice] = []  # the strings of a statement that has had nothing but strings
+    strings: list[slice] = []  # of the present statement
     only_strings = True
-    opened: list[int] = []  # where the formatted strings that are still open began
+    opened: list[int] = []  # starts of the formatted strings that are still open
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
             name = tokenize.tok_name[token.type]
@@ -116,12 +114,12 @@ def label_source(text: str) -> np.ndarray:
             elif name == "STRING":
                 span = slice(offset(token.start), offset(token.end))
                 labels[span] = STRING
-                statement.append(span)
+                strings.append(span)
             elif name == "NEWLINE":
                 if only_strings:
-                    for span in statement:
+                    for span in strings:
                         labels[span] = DOCSTRING
-                statement, only_strings = [], True
+                strings, only_strings = [], True
             elif name not in ("NL", "INDENT", "DEDENT", "ENDMARKER"):
                 only_strings = False
     except (tokenize.TokenError, SyntaxError):

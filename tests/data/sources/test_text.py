@@ -81,9 +81,10 @@ def test_a_changed_file_is_read_again() -> None:
 )
 def test_many_files_are_split_whole_and_near_the_share(sizes: list[int], share: float) -> None:
     files = [TextFile(Path(f"{i}.txt"), "d", size) for i, size in enumerate(sizes)]
-    whole, cut = split_files(files, share)
-    assert cut == {} and 0 < len(whole) < len(files)
-    assert sum(file.size for file in whole) <= max(share * sum(sizes), min(sizes))
+    val_start = split_files(files, share)
+    assert set(val_start.values()) == {0} and len(val_start) < len(files)
+    val_sizes = [file.size for file in files if file.path in val_start]
+    assert sum(val_sizes) <= max(share * sum(sizes), min(sizes))
 
 
 def test_twenty_files_keep_their_files_whole() -> None:
@@ -136,7 +137,7 @@ def test_refusals() -> None:
     assert "validation text of data=text has 4 tokens" in refusal("short.txt")
     assert "training text of data=text has 36 tokens" in refusal("short.txt", seq_len=100)
     put("book.txt", LINES)
-    assert "val_share is 1.5" in refusal("book.txt", val_share=1.5)
+    assert "data.val_share=1.5" in refusal("book.txt", val_share=1.5)
     assert "data.val_path" in refusal("book.txt", val_path="nowhere")
     assert "no option pth" in refusal("book.txt", pth=1)
     assert "tokenizer.json" in refusal("book.txt", tokenizer="nowhere.json")
