@@ -1,4 +1,4 @@
-"""`hydra/sweeper=grid`: grids by name, and Hydra's comma lists, with finished runs left out."""
+"""`hydra/sweeper=grid`: grids by name and Hydra's comma lists, without the runs that are done."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class GridSweeper(Sweeper):
-    """Expands the `grid` node (see `router_lab.launch.plan`) and hands the launcher what is to do.
+    """Expands the `grid` node (see `router_lab.launch.plan`) and launches the runs that are to do.
 
     Ends the process with status 1 if a run failed, now or earlier without `retry=true`.
 
     Raises:
-        UserError: the grid can't be made, see `router_lab.launch.plan.arms_of`.
+        UserError: see `router_lab.launch.plan.arms_of`.
     """
 
     hydra_context: HydraContext
@@ -47,7 +47,7 @@ class GridSweeper(Sweeper):
         todo, failed_before = left_to_do(composer, overrides, retry=self.config.retry)
         returns = self.launcher.launch(todo, initial_job_idx=0) if todo else []
         failed = [job for job in returns if job.status != JobStatus.COMPLETED]
-        if not hasattr(self.launcher, "composer"):  # other launchers leave it to the sweeper
+        if not hasattr(self.launcher, "composer"):  # ours prints them itself
             for job in failed:
                 print(f"failed: {' '.join(job.overrides or ())}: {job._return_value}")
         if failed or failed_before:
@@ -60,8 +60,8 @@ class GridSweeper(Sweeper):
 
         overrides = self.expand(arguments)
         load_plugins(overrides)
-        ready = getattr(self.launcher, "composer", None)
-        return ready or Composer(self.hydra_context.config_loader, self.config), overrides
+        composer = getattr(self.launcher, "composer", None)
+        return composer or Composer(self.hydra_context.config_loader, self.config), overrides
 
     def expand(self, arguments: list[str]) -> list[tuple[str, ...]]:
         """The overrides of each run, from what the command line gives."""
@@ -78,27 +78,22 @@ class GridSweeper(Sweeper):
             else:
                 extras[key] = [str(override.input_line)]
 
-        choices = self.config.hydra.runtime.choices
         grid = self.config.grid
-        name = extras.pop("grid.name", [None])[0] or f"grid.name={self._grid_name()}"
+        chosen = self.config.hydra.runtime.choices.get("grid")
+        name = chosen if chosen and grid.name == "single" else grid.name
+        names = extras.pop("grid.name", [f"grid.name={name}"])
         extras = {k: v for k, v in extras.items() if k != "grid" and not k.startswith("grid.")}
         arms = arms_of(grid)
         if arm := extras.pop("arm", None):
             arms = [Arm(arm[0].partition("=")[2], one.overrides) for one in arms]
         seeds = [value.partition("=")[2] for value in extras.pop("seed", [])]
         if not seeds:
-            named = bool(choices.get("grid"))
-            seeds = [str(seed) for seed in (grid.seeds if named else [self.config.seed])]
-        return cross(arms, [[name], *extras.values()], seeds)
-
-    def _grid_name(self) -> str:
-        chosen = self.config.hydra.runtime.choices.get("grid")
-        name = self.config.grid.name
-        return str(chosen) if chosen and name == "single" else str(name)
+            seeds = [str(seed) for seed in (grid.seeds if chosen else [self.config.seed])]
+        return cross(arms, [names[:1], *extras.values()], seeds)
 
 
 class PlanSweeper(GridSweeper):
-    """Shows the runs in place of launching them: `router-lab plan`.
+    """`router-lab plan`: shows the runs instead of launching them.
 
     Args:
         measure: whether to time a few steps of arms that have not been trained yet.
@@ -116,10 +111,10 @@ class PlanSweeper(GridSweeper):
 
 
 def load_plugins(runs: list[tuple[str, ...]]) -> None:
-    """Import the loose files that a grid names, so that its arms can choose what they register."""
-    if found := {one for overrides in runs for one in overrides if one.startswith("plugins=")}:
+    """Imports the loose files that a grid names, so that its arms can use what they register."""
+    if given := {one for overrides in runs for one in overrides if one.startswith("plugins=")}:
         from router_lab.commands.train import load_named_plugins
         from router_lab.registry import store_configs
 
-        load_named_plugins(sorted(found))
+        load_named_plugins(sorted(given))
         store_configs()

@@ -1,4 +1,4 @@
-"""One run in a process of its own, forked from one that has torch and lightning loaded."""
+"""One run in its own process, forked from one that has loaded torch and lightning."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 from typing import Any
@@ -24,9 +23,9 @@ class Job:
     """All that a process needs, picklable.
 
     Attributes:
-        config: the composed configuration as plain containers: the classes behind a router's
-            options are made at import and can't be pickled.
-        hydra: Hydra's own node, `{hydra: ...}`, which has to keep its type.
+        config: the composed configuration as plain containers, as the generated classes behind a
+            router's options can't be pickled.
+        hydra: Hydra's own node, `{hydra: ...}`, which must keep its type.
         task: module and name of the task function.
     """
 
@@ -38,21 +37,21 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Message:
-    """What a process reports before it ends. A killed process reports nothing."""
+class Outcome:
+    """How a run ended: finished, failed, interrupted, or busy (another launch is training it)."""
 
-    state: str  # finished | failed | busy
+    state: str
     reason: str | None = None
     value: Any = None
 
 
 def main(job: Job, gpus: tuple[str, ...] | None, pipe: connection.Connection) -> None:
-    """Run the job, its output going to train.log. Never raises an Exception.
+    """Runs the job with its output in train.log, and sends its Outcome. Raises no Exception.
 
     Args:
-        gpus: the devices that this run may see; None leaves the environment alone.
+        gpus: the devices that this run may see; None leaves the environment as it is.
     """
-    os.setsid()  # Ctrl-C reaches the parent only, which then asks each run to stop
+    os.setsid()  # Ctrl-C reaches only the parent, which then asks each run to stop
     job.run.folder.mkdir(parents=True, exist_ok=True)
     log = os.open(job.run.folder / "train.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     for stream in (1, 2):
@@ -62,20 +61,20 @@ def main(job: Job, gpus: tuple[str, ...] | None, pipe: connection.Connection) ->
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
     _stop_with_parent()
     try:
-        message = Message("finished", value=_run(job))
+        outcome = Outcome("finished", value=_run(job))
     except Busy as busy:
-        message = Message("busy", describe(busy))
+        outcome = Outcome("busy", describe(busy))
     except SystemExit as end:
-        pipe.send(Message("failed", describe(end)))
+        pipe.send(Outcome("failed", describe(end)))
         raise
     except Exception as error:
         traceback.print_exc()
-        message = Message("failed", describe(error))
-    pipe.send(message)
+        outcome = Outcome("failed", describe(error))
+    pipe.send(outcome)
 
 
 def _stop_with_parent() -> None:
-    """A launch that was killed must not leave runs behind that nobody sees."""
+    """Ends the run if the launch is killed."""
     parent = parent_process()
     assert parent is not None
 
@@ -87,7 +86,7 @@ def _stop_with_parent() -> None:
 
 
 def _run(job: Job) -> Any:
-    """Hydra's own way of running a job, so that a task finds HydraConfig as it would elsewhere."""
+    """Runs the job as Hydra does, so that the task finds HydraConfig set."""
     import logging
 
     from hydra._internal.callbacks import Callbacks
@@ -103,8 +102,9 @@ def _run(job: Job) -> Any:
         cfg.hydra.job.id = cfg.hydra.job.num = job.index
         cfg.hydra.sweep.dir = str(job.run.folder)
         cfg.hydra.sweep.subdir = "."
+    module, name = job.task  # by name, as what `hydra.main` wraps can't be pickled
     ended = run_job(
-        task_function=_task(*job.task),
+        task_function=getattr(importlib.import_module(module), name),
         config=cfg,
         job_dir_key="hydra.sweep.dir",
         job_subdir_key="hydra.sweep.subdir",
@@ -114,9 +114,3 @@ def _run(job: Job) -> Any:
     if ended.status != JobStatus.COMPLETED:
         raise ended._return_value
     return ended.return_value
-
-
-def _task(module: str, name: str) -> Callable[[DictConfig], Any]:
-    """By name: what `hydra.main` wraps can't be pickled. Called with a config, it is the task."""
-    task: Callable[[DictConfig], Any] = getattr(importlib.import_module(module), name)
-    return task

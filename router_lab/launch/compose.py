@@ -1,4 +1,4 @@
-"""The configuration of every run of a grid, without composing each from its files."""
+"""The configuration of every run of a grid, without composing each from files."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from omegaconf.errors import OmegaConfBaseException
 
 
 class Composer:
-    """Composes each choice of groups once, 65 ms, and sets plain values on copies of it, 5 ms.
+    """Composes each choice of groups once (65 ms) and sets plain values on copies of it (5 ms).
 
-    Hydra itself sets them last, so the configuration comes out the same.
+    The result is the same, as Hydra sets plain values last too.
     """
 
     def __init__(self, loader: ConfigLoader, master: DictConfig) -> None:
@@ -25,10 +25,10 @@ class Composer:
         self._composed: dict[tuple[str, ...], DictConfig] = {}
 
     def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """The whole configuration, hydra's node included, as if given on the command line.
+        """The whole configuration, including hydra's node, as if given on the command line.
 
         Raises:
-            hydra.errors.HydraException: an override that the configuration refuses.
+            hydra.errors.HydraException: the configuration refuses an override.
         """
         parsed = self.parser.parse_overrides(list(overrides))
         values = [one for one in parsed if self._is_value(one)]
@@ -40,7 +40,9 @@ class Composer:
             for one in values:
                 OmegaConf.update(cfg, one.key_or_group, one.value(), merge=True)
         except OmegaConfBaseException:
-            return self.loader.load_sweep_config(self.master, list(overrides))  # its own words
+            return self.loader.load_sweep_config(
+                self.master, list(overrides)
+            )  # for its error message
         cfg.hydra.overrides.task = list(overrides)
         return cfg
 

@@ -1,4 +1,4 @@
-"""How long runs take, from what earlier ones wrote."""
+"""How long runs take, from the files of earlier ones."""
 
 from __future__ import annotations
 
@@ -10,13 +10,10 @@ from router_lab.runs.state import RunState, elsewhere, number
 
 
 def tokens_per_second(states: Iterable[RunState]) -> float | None:
-    """The speed at which runs of one configuration train on this machine, the median over them.
-
-    None if none of them has trained here.
-    """
+    """Median training speed of runs of one configuration; None if none has trained here."""
     speeds = [_speed(state) for state in states if not elsewhere(state.status)]
-    known = [speed for speed in speeds if speed]
-    return median(known) if known else None
+    measured = [speed for speed in speeds if speed]
+    return median(measured) if measured else None
 
 
 def _speed(state: RunState) -> float | None:
@@ -31,7 +28,7 @@ def _speed(state: RunState) -> float | None:
 
 
 def makespan(seconds: Iterable[float], places: int) -> float:
-    """Seconds until the last run ends if each starts, in this order, when a place is free."""
+    """Seconds until the last run ends if they start, in this order, as places become free."""
     ends = [0.0] * places
     for one in seconds:
         heapq.heapreplace(ends, ends[0] + one)

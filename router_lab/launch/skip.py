@@ -1,19 +1,25 @@
-"""What of a grid is left to do. Runs here in the parent, before anything is imported to train."""
+"""Which runs of a grid are left to do. The parent asks before torch is imported."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from router_lab.launch.compose import Composer
-from router_lab.runs.folder import RunDir, run_dir
+from router_lab.runs.folder import run_dir
 from router_lab.runs.state import RunState, read_state
 
 Overrides = tuple[str, ...]
+LEFT_ALONE = {
+    "finished": "finished before",
+    "running": "being trained by another launch",
+    "failed": "failed before (retry=true tries them again)",
+}
 
 
 def will_train(state: RunState, retry: bool) -> bool:
-    """Whether a launch trains the run: it leaves finished runs alone, those that another launch is
-    training, and failed ones unless `retry`."""
+    """Whether a launch trains the run: not if it is finished or running, nor if it failed, unless
+    `retry`."""
     if state.state in ("failed", "unreadable"):
         return retry
     return state.state not in ("finished", "running")
@@ -22,41 +28,33 @@ def will_train(state: RunState, retry: bool) -> bool:
 def left_to_do(
     composer: Composer, overrides: Sequence[Overrides], retry: bool = False
 ) -> tuple[list[Overrides], int]:
-    """The runs to launch, and how many failed before and are left alone; says so on the terminal.
+    """The runs to launch, and how many failed before and are left alone; prints a summary.
 
     Runs of one fingerprint and seed are one run, whatever their arms are called.
     """
     todo: list[Overrides] = []
     names: dict[tuple[str, int], str] = {}
-    finished, elsewhere = 0, 0
-    failed: list[tuple[RunDir, str]] = []
-    same: list[str] = []
+    states: Counter[str] = Counter()
+    notes: list[str] = []
     for one in overrides:
         run = run_dir(composer.compose(one))
-        key = (run.fingerprint, run.seed)
-        if key in names:
-            if run.name != names[key]:
-                same.append(f"{run.name} is the same run as {names[key]}, which stands for both")
+        name = names.setdefault((run.fingerprint, run.seed), run.name)
+        if name != run.name:
+            notes.append(f"{run.name} is the same run as {name}, which stands for both")
+        if states.total() == len(names):  # a run that has been counted
             continue
-        names[key] = run.name
         state = read_state(run.folder)
+        kind = state.state
         if will_train(state, retry):
             todo.append(one)
-        elif state.state == "finished":
-            finished += 1
-        elif state.state == "running":
-            elsewhere += 1
-        else:
-            failed.append((run, str(state.reason)))
-
-    parts = [f"{len(names)} runs", f"{len(todo)} to do"]
-    if finished:
-        parts.append(f"{finished} finished before")
-    if elsewhere:
-        parts.append(f"{elsewhere} being trained by another launch")
-    if failed:
-        parts.append(f"{len(failed)} failed before (retry=true tries them again)")
-    print("\n  ".join([", ".join(parts), *same]), flush=True)
-    for run, reason in failed:
-        print(f"  {run.name}: {reason}", flush=True)
-    return todo, len(failed)
+            kind = "to do"
+        elif kind not in ("finished", "running"):
+            kind = "failed"
+            notes.append(f"{run.name}: {state.reason}")
+        states[kind] += 1
+    parts = [f"{len(names)} runs", f"{states['to do']} to do"]
+    for kind, words in LEFT_ALONE.items():
+        if states[kind]:
+            parts.append(f"{states[kind]} {words}")
+    print("\n  ".join([", ".join(parts), *notes]), flush=True)
+    return todo, states["failed"]

@@ -1,4 +1,4 @@
-"""How a grid is doing: a live table on a terminal, plain lines anywhere else."""
+"""The progress of a grid: a live table in a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import mean
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -18,11 +19,11 @@ from router_lab.runs.text import duration
 
 
 class View:
-    """Shows runs as they start, go on and end; reads status.json of the running ones only.
+    """Shows runs as they start, progress and end; reads status.json only while they run.
 
     Args:
         places: how many run at a time, for the time left.
-        report_every: seconds between lines about running runs where there is no terminal.
+        report_every: seconds between lines about running runs, outside a terminal.
     """
 
     def __init__(
@@ -33,11 +34,11 @@ class View:
         self.report_every = report_every
         self.counts: Counter[str] = Counter()
         self.ended_rows: list[Line] = []
-        self.seconds: list[float] = []  # that finished runs took
-        self.began: dict[RunDir, float] = {}
-        self.reported = time.monotonic()
-        live = self.console.is_terminal
-        self.live = Live(console=self.console, auto_refresh=False) if live else None
+        self.durations: list[float] = []  # seconds, of finished runs
+        self.started_at: dict[RunDir, float] = {}
+        self.reported_at = time.monotonic()
+        terminal = self.console.is_terminal
+        self.live = Live(console=self.console, auto_refresh=False) if terminal else None
 
     def __enter__(self) -> View:
         if self.live:
@@ -49,26 +50,23 @@ class View:
             self.live.stop()
 
     def started(self, run: RunDir) -> None:
-        self.began[run] = time.monotonic()
-        if not self.live:
-            self._print(f"started      {run.name}")
+        self.started_at[run] = time.monotonic()
+        self._print(f"started      {run.name}")
 
     def ended(self, run: RunDir, state: str, reason: str | None) -> None:
         self.counts[state] += 1
-        took = time.monotonic() - self.began[run]
+        seconds = time.monotonic() - self.started_at[run]
         if state == "finished":
-            self.seconds.append(took)
-        row = line([replace(_state(run), state=state, reason=reason)], took)
-        self.ended_rows.append(row)
-        if not self.live:
-            self._print(row.plain())
+            self.durations.append(seconds)
+        self.ended_rows.append(line([replace(_state(run), state=state, reason=reason)], seconds))
+        self._print(self.ended_rows[-1].plain())
 
     def update(self, running: Sequence[RunDir], waiting: int, stopping: bool = False) -> None:
         """Call about twice a second."""
         if self.live:
             self.live.update(self.render(running, waiting, stopping), refresh=True)
-        elif running and time.monotonic() - self.reported > self.report_every:
-            self.reported = time.monotonic()
+        elif running and time.monotonic() - self.reported_at > self.report_every:
+            self.reported_at = time.monotonic()
             for run in running:
                 self._print(line([_state(run)]).plain())
 
@@ -84,25 +82,26 @@ class View:
         return Group(table(self.ended_rows[-room:] + rows), Text(head, style="bold"))
 
     def seconds_left(self, running: Sequence[RunDir], waiting: int) -> float | None:
-        """Of the whole grid, as far as the runs can tell; None until one of them can."""
-        left = [number(_state(run).status, "seconds_left") for run in running]
-        known = [seconds for seconds in left if seconds is not None]
-        each = [time.monotonic() - self.began[run] for run in running]
-        typical = self.seconds or [
-            spent + rest for spent, rest in zip(each, left, strict=True) if rest is not None
-        ]
-        if waiting and not typical:
-            return None
+        """Seconds until the whole grid is done; None until a run can estimate its own."""
+        left = {run: number(_state(run).status, "seconds_left") for run in running}
+        estimates = {run: seconds for run, seconds in left.items() if seconds is not None}
         if not waiting:
-            return max(known, default=None)
-        return (sum(known) + waiting * sum(typical) / len(typical)) / self.places
+            return max(estimates.values(), default=None)
+        durations = self.durations or [
+            time.monotonic() - self.started_at[run] + seconds for run, seconds in estimates.items()
+        ]
+        if not durations:
+            return None
+        return (sum(estimates.values()) + waiting * mean(durations)) / self.places
 
-    def _print(self, line: str) -> None:
-        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+    def _print(self, text: str) -> None:
+        """Prints a line outside a terminal, where there is no table."""
+        if not self.live:
+            self.console.print(text, highlight=False, soft_wrap=True, markup=False)
 
 
 def _state(run: RunDir) -> RunState:
-    """Of a run that our own process trains, whatever its files say so far."""
-    read = read_state(run.folder)
-    named = {**read.status, "arm": run.arm, "seed": run.seed}
-    return replace(read, state="running", reason=None, status=named)
+    """The state of a run that this launch trains; its files may not say yet that it is running."""
+    state = read_state(run.folder)
+    status = {**state.status, "arm": run.arm, "seed": run.seed}
+    return replace(state, state="running", reason=None, status=status)

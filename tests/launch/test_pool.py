@@ -11,7 +11,7 @@ from rich.console import Console
 from standin.launching import Launch, end, held, statuses, wait_for
 
 from router_lab.launch import view as view_module
-from router_lab.launch.pool import Slot, exit_reason, slots
+from router_lab.launch.pool import exit_reason, slots
 from router_lab.launch.view import View
 from router_lab.runs.folder import RunDir
 from router_lab.runs.state import read_state
@@ -128,12 +128,10 @@ def test_gpus_are_dealt_out(launch: Launch, tmp_path: Path) -> None:
 
 
 def test_slots() -> None:
-    assert slots(3, []) == [Slot()] * 3
-    assert slots(None, ["0", "1"], jobs_per_gpu=2) == [
-        Slot(("0",)), Slot(("1",)), Slot(("0",)), Slot(("1",)),
-    ]  # fmt: skip
-    assert slots(None, list("01234"), gpus_per_run=2) == [Slot(("0", "1")), Slot(("2", "3"))]
-    assert slots(1, ["0", "1"]) == [Slot(("0",))]
+    assert slots(3, []) == [None] * 3
+    assert slots(None, ["0", "1"], jobs_per_gpu=2) == [("0",), ("1",), ("0",), ("1",)]
+    assert slots(None, list("01234"), gpus_per_run=2) == [("0", "1"), ("2", "3")]
+    assert slots(1, ["0", "1"]) == [("0",)]
 
 
 def test_words() -> None:
