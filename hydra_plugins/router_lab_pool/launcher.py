@@ -1,6 +1,7 @@
 """`hydra/launcher=pool`: a process per run. See conf/hydra/launcher/pool.yaml for its options."""
 
-from __future__ import annotations
+# Hydra imports this module without entering it in sys.modules, so @dataclass can't read string
+# annotations here: no `from __future__ import annotations`.
 
 import os
 import sys
@@ -61,7 +62,7 @@ class PoolLauncher(Launcher):
             raise SystemExit(130)
         return [_job_return(one, end) for one, end in zip(job_overrides, outcomes, strict=True)]
 
-    def _job(self, index: int, overrides: Sequence[str]) -> Job:
+    def _job(self, index: int, overrides: Sequence[str]) -> "Job":
         from router_lab.launch.child import Job
         from router_lab.launch.plan import label, named, searched
         from router_lab.runs.folder import arm_name, run_dir
@@ -79,7 +80,7 @@ class PoolLauncher(Launcher):
         task = module, self.task_function.__qualname__
         return Job(index, run_dir(cfg), config, hydra, task)
 
-    def places(self, configs: Sequence[Mapping[str, Any]]) -> list[Slot]:
+    def places(self, configs: Sequence[Mapping[str, Any]]) -> "list[Slot]":
         """The places that runs of these configurations share, one run at a time in each."""
         from router_lab.launch.pool import slots
 
@@ -97,7 +98,7 @@ class PoolLauncher(Launcher):
         return slots(self.workers, gpus, self.gpus_per_run, self.jobs_per_gpu)
 
 
-def _job_return(overrides: Sequence[str], outcome: Outcome) -> JobReturn:
+def _job_return(overrides: Sequence[str], outcome: "Outcome") -> JobReturn:
     job = JobReturn(overrides=list(overrides))
     if outcome.state in ("finished", "busy"):
         job.status, job.return_value = JobStatus.COMPLETED, outcome.value

@@ -1,4 +1,4 @@
-"""result.json: everything a finished run has to say, and the only thing a report reads."""
+"""result.json, all that a report reads of a finished run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from router_lab.losses import acting
 from router_lab.model.budget import measured_active_params, measured_flops
 from router_lab.model.ffn import FFN
 from router_lab.model.ffns.moe import MoE
-from router_lab.model.transformer import Transformer
 from router_lab.routing import Router
 from router_lab.runs.folder import RunDir
 from router_lab.runs.schema import SCHEMA, Result
@@ -25,25 +24,23 @@ from router_lab.runs.schema import SCHEMA, Result
 if TYPE_CHECKING:
     from router_lab.experiment import Experiment
     from router_lab.training.callbacks.evaluation import Evaluation
-    from router_lab.training.callbacks.watch import ExpertWatch
 
 
-def result_of(
-    experiment: Experiment, run: RunDir, evaluation: Evaluation, watch: ExpertWatch, step: int
-) -> Result:
-    """The result of a finished run. `runs.schema` says what the keys are, as does docs/result.md.
+def result_of(experiment: Experiment, run: RunDir, evaluation: Evaluation, step: int) -> Result:
+    """The result of a finished run; `runs.schema` and docs/result.md explain the keys.
 
     Called on all ranks.
     """
     config, cost, clock = experiment.config, experiment.cost, evaluation.clock
-    trainer = experiment.trainer
+    corpus, model, trainer = experiment.corpus, experiment.model, experiment.trainer
     tokens = step * experiment.tokens_per_step
-    carried_out = watch.carried_out()
-    load = {name: (rows_E.double() / tokens).tolist() for name, rows_E in carried_out.items()}
-    measured = measured_flops(experiment.model, load)
-    routed = any(len(rows) > 1 for rows in load.values())
-    modules = (m for m in experiment.model.modules() if isinstance(m, FFN | Router))
-    own_losses = [module.own_losses for module in modules]
+    rows = evaluation.watch.carried_out()
+    load = {name: (rows_E.double() / tokens).tolist() for name, rows_E in rows.items()}
+    flops_measured = measured_flops(model, load)
+    routed = any(len(rows_E) > 1 for rows_E in rows.values())
+    own_losses = [m.own_losses for m in model.modules() if isinstance(m, FFN | Router)]
+    limits = [ffn.capacity for ffn in model.modules() if isinstance(ffn, MoE) and ffn.capacity]
+    factors = [x.eval_factor for x in limits if not math.isinf(x.eval_factor)]
     return {
         "schema": SCHEMA,
         "arm": run.arm,
@@ -53,25 +50,21 @@ def result_of(
         "overrides": list(run.overrides),
         "command": run.command,
         "versions": versions(),
-        "device": device_name(),
-        "lookahead": experiment.model.lookahead,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "lookahead": model.lookahead,
         "ffn": config["ffn"]["name"],
         "router": (config["ffn"].get("router") or {}).get("name"),
         "model": config["model"],
-        "data": {
-            "name": experiment.corpus.name,
-            "fingerprint": experiment.corpus.fingerprint,
-            "unit": experiment.corpus.unit,
-        },
+        "data": {"name": corpus.name, "fingerprint": corpus.fingerprint, "unit": corpus.unit},
         "match": experiment.match.report() if experiment.match else None,
         "params": {
             "total": cost.total,
             "active": cost.active,
             "embedding": cost.embedding,
-            "active_measured": measured_active_params(experiment.model, load),
+            "active_measured": measured_active_params(model, load),
         },
         "flops_per_token": cost.flops_per_token,
-        "flops_per_token_measured": measured,
+        "flops_per_token_measured": flops_measured,
         "budget": {"kind": experiment.budget.kind, "amount": experiment.budget.amount},
         "train": {
             "steps": step,
@@ -80,7 +73,7 @@ def result_of(
             "tokens_per_second": tokens / max(clock.seconds, 1e-9),
             "peak_memory_bytes": peak_memory(),
             "flops": tokens * cost.flops_per_token,
-            "flops_measured": tokens * measured,
+            "flops_measured": tokens * flops_measured,
             "batch_size": trainer.batch_size,
             "accumulate": trainer.accumulate,
             "devices": trainer.n_devices,
@@ -88,10 +81,8 @@ def result_of(
         },
         "evaluation": {
             "batch_size": trainer.val_batch,
-            "capacity_factor": evaluation_factor(experiment.model),
-            "windows": len(
-                spread_windows(experiment.corpus, experiment.model.seq_len, trainer.val_windows)
-            ),
+            "capacity_factor": min(factors, default=None),
+            "windows": len(spread_windows(corpus, model.seq_len, trainer.val_windows)),
         },
         "quality": evaluation.quality,
         "losses": acting(experiment.losses if routed else {}, own_losses),
@@ -99,13 +90,6 @@ def result_of(
         "saturation": evaluation.figures.saturation(),
         "curve": evaluation.curve,
     }
-
-
-def evaluation_factor(model: Transformer) -> float | None:
-    """The capacity factor of the layers in evaluation, the smallest where they differ; None without
-    a limit."""
-    limits = [ffn.capacity for ffn in model.modules() if isinstance(ffn, MoE) and ffn.capacity]
-    return min((x.eval_factor for x in limits if not math.isinf(x.eval_factor)), default=None)
 
 
 def versions() -> dict[str, str]:
@@ -117,12 +101,8 @@ def versions() -> dict[str, str]:
     }
 
 
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
 def peak_memory() -> int:
-    """Bytes: of the GPU where there is one, else of this process."""
+    """Bytes, of the GPU if there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     unit = 1 if sys.platform == "darwin" else 1024

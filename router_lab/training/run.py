@@ -1,4 +1,4 @@
-"""One run: built, trained, evaluated, written down."""
+"""Trains one run."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from router_lab.experiment import Experiment, build
+from router_lab.runs.fingerprint import without_hydra
 from router_lab.runs.folder import RunDir, prepare_run, run_dir
 
 
 def train(cfg: DictConfig) -> float | None:
-    """Trains the run that the configuration describes, or finds it finished.
+    """Trains the run that the configuration describes, unless it is finished.
 
     Returns: its bits per byte, which a search minimises.
     """
-    config: Any = OmegaConf.to_container(cfg, resolve=True)
-    config.pop("hydra", None)
-    if (known := run_dir(cfg)).finished:
-        unit = known.result["data"].get("unit", "byte")
-        print(f"Already finished: {known.quality:.4f} bits per {unit} in {known.folder}")
-        return known.quality
+    config: Any = OmegaConf.to_container(without_hydra(cfg), resolve=True)
+    run = run_dir(cfg)
+    if run.finished:
+        unit = run.result["data"].get("unit", "byte")
+        print(f"Already finished: {run.quality:.4f} bits per {unit} in {run.folder}")
+        return run.quality
     experiment = build(config)
     torch.set_num_threads(experiment.trainer.threads)
     ranks = experiment.trainer.n_devices
@@ -45,13 +46,13 @@ def train(cfg: DictConfig) -> float | None:
 
 def describe(experiment: Experiment, run: RunDir) -> str:
     """The run in three lines; a fourth if the budget is rounded up by more than 10%."""
-    c, unit = experiment.cost, 1e6
+    cost = experiment.cost
     steps, amount = experiment.steps, experiment.budget.amount
     length = f"{steps:,} steps" if steps else f"{amount:g} seconds, steps"
     lines = [
         f"{run.arm}, seed {run.seed} → {run.folder}",
-        f"{c.total / unit:.2f}M parameters, {c.active / unit:.2f}M active; "
-        f"{c.flops_per_token / unit:.1f} MFLOPs per token;  "
+        f"{cost.total / 1e6:.2f}M parameters, {cost.active / 1e6:.2f}M active; "
+        f"{cost.flops_per_token / 1e6:.1f} MFLOPs per token;  "
         f"{length} of {experiment.tokens_per_step:,} tokens",
     ]
     tokens = (steps or 0) * experiment.tokens_per_step

@@ -1,4 +1,4 @@
-"""Seconds of training, how much of the run is done, and when to validate."""
+"""The schedule of a run: seconds of training, the share that is done, validations and the end."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from router_lab.training.ranks import broadcast_from_rank0
 
 
 class Clock(Callback):
-    """Counts seconds spent on training batches, without validation, also across a resume.
+    """Counts the seconds of training, without validation and across resumes.
 
-    Validations are evenly spaced over the run, the last one at its end, so the points of a curve
-    are at the same shares of the run whatever the unit of the budget.
+    Validations are evenly spaced over the run, the last one at its end, so that points of a curve
+    are at the same shares of the run for every kind of budget.
 
     Args:
-        steps: length of the run in optimiser steps; None where `seconds` is its length.
-        seconds: length of the run where it has no number of steps.
+        steps: length of the run in optimiser steps; None if `seconds` is its length.
+        seconds: length of the run if `steps` is None.
         validations: in the whole run.
 
     Attributes:
@@ -33,7 +33,7 @@ class Clock(Callback):
         self.validates = False
         self._before = 0.0
         self._since: float | None = None
-        self._timed = 0.0  # share of the seconds, as of the last step and for all ranks
+        self._share = 0.0  # of the seconds, after the last step, equal on all ranks
 
     @property
     def seconds(self) -> float:
@@ -41,12 +41,17 @@ class Clock(Callback):
         return self._before + running
 
     def done(self, step: int) -> float:
-        """Share of the run that is done after `step` steps; for a budget of seconds, after the last
-        step."""
-        return min(step / self.steps, 1.0) if self.steps else self._timed
+        """Share of the run that is done after `step` steps (after the last one, if its length is in
+        seconds)."""
+        return min(step / self.steps, 1.0) if self.steps else self._share
+
+    def seconds_left(self, step: int) -> float | None:
+        """Estimate after `step` steps; None before the first one."""
+        done = self.done(step)
+        return self.seconds * (1 - done) / done if done > 0 else None
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
-        if self.steps is None and self._timed >= 1:  # it was killed before its result was written
+        if self.steps is None and self._share >= 1:  # killed before it wrote its result
             trainer.should_stop = True
 
     def on_train_batch_start(self, trainer: Trainer, task: LightningModule, *_: Any) -> None:
@@ -59,31 +64,28 @@ class Clock(Callback):
         self.validates = False
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             step = trainer.global_step
-            before = self._marks(step - 1)
+            due_before = self._due(step - 1)
             if self.steps is None:
                 share = min(self.seconds / self.limit, 1.0)
-                [self._timed] = broadcast_from_rank0([share], task.device)
-                trainer.should_stop = self._timed >= 1
-            self.validates = self._marks(step) > before
+                [self._share] = broadcast_from_rank0([share], task.device)
+                trainer.should_stop = self._share >= 1
+            self.validates = self._due(step) > due_before
         # Lightning validates after every `val_check_batch` batches: this one, or none.
         batches = trainer.fit_loop.total_batch_idx + 1
         trainer.val_check_batch = batches if self.validates else math.inf
 
-    def _marks(self, step: int) -> int:
+    def _due(self, step: int) -> int:
         """Number of validations due up to this step."""
         return math.floor(self.done(step) * self.validations + 1e-9)
 
     def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
-        self._pause()
-
-    def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
-        self._pause()
-
-    def _pause(self) -> None:
         self._before, self._since = self.seconds, None
 
+    def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
+        self.on_validation_start(trainer, task)
+
     def state_dict(self) -> dict[str, float]:
-        return {"seconds": self.seconds, "timed": self._timed}
+        return {"seconds": self.seconds, "timed": self._share}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self._before, self._timed = state["seconds"], state["timed"]
+        self._before, self._share = state["seconds"], state["timed"]

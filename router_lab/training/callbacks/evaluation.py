@@ -7,45 +7,40 @@ from typing import Any
 import torch
 from lightning import Callback, LightningModule, Trainer
 
+from router_lab.experiment import Experiment
 from router_lab.metrics import BitsPerByte
 from router_lab.runs.schema import Point, Quality
 from router_lab.training.callbacks.clock import Clock
 from router_lab.training.callbacks.layers import LayerFigures
+from router_lab.training.callbacks.watch import ExpertWatch
 from router_lab.training.task import LMTask, StepRecord
 
 IN_CURVE = ("max_vio", "dropped", "effective_experts", "churn", "domain_nmi")
-"""Means over the layers that a point of the curve keeps."""
+"""Means over the layers that a point of the curve has."""
 
 
 class Evaluation(Callback):
-    """Sums up every validation and remembers the curve.
+    """Evaluates every validation and keeps the curve.
 
-    Args:
-        clock: seconds of training.
-        figures: of the routed layers.
-        tokens_per_step: of an optimiser step, over all ranks.
-        flops_per_token: of training.
-        token_bytes: bytes of text that each token of the vocabulary stands for; None: one each.
+    The figures are ready in `on_validation_end`, whatever the order of the callbacks.
 
     Attributes:
+        watch: the experts during training.
+        figures: the routed layers' figures of the last validation.
         quality: loss (nats per token), bits_per_byte; floor_bits and excess_bits (bits per token)
             if the Bayes-optimal loss is known. From the last validation.
         curve: one point per validation.
     """
 
-    def __init__(
-        self,
-        clock: Clock,
-        figures: LayerFigures,
-        tokens_per_step: int,
-        flops_per_token: float,
-        token_bytes: torch.Tensor | None = None,
-    ) -> None:
+    def __init__(self, experiment: Experiment, clock: Clock) -> None:
+        corpus, options = experiment.corpus, experiment.trainer
         self.clock = clock
-        self.figures = figures
-        self.tokens_per_step = tokens_per_step
-        self.flops_per_token = flops_per_token
-        self._quality = BitsPerByte(token_bytes)
+        self.watch = ExpertWatch(options.validations, options.log_every)
+        self.figures = LayerFigures(corpus.vocab_size, len(corpus.domains))
+        self.tokens_per_step = experiment.tokens_per_step
+        self.flops_per_token = experiment.cost.flops_per_token
+        table = corpus.token_bytes
+        self._bits = BitsPerByte(None if table is None else torch.as_tensor(table))
         self.quality: Quality = {}  # type: ignore[typeddict-item] # before the first validation
         self.curve: list[Point] = []
 
@@ -58,12 +53,12 @@ class Evaluation(Callback):
         return self.figures.mean
 
     def tokens(self, trainer: Trainer) -> int:
-        """Tokens seen so far: the x-axis of every curve."""
+        """Tokens trained on so far: the x-axis of every curve."""
         return trainer.global_step * self.tokens_per_step
 
     def on_validation_start(self, trainer: Trainer, task: LightningModule) -> None:
-        self._quality = self._quality.to(task.device)
-        self._quality.reset()
+        self._bits = self._bits.to(task.device)
+        self._bits.reset()
         self.figures.reset()
 
     def on_validation_batch_end(
@@ -71,17 +66,16 @@ class Evaluation(Callback):
     ) -> None:
         record: StepRecord = outputs["record"]
         target_BS = record.batch["tokens"][:, 1:]
-        self._quality.update(record.nats_BS, target_BS, record.batch.get("floor"))
+        self._bits.update(record.nats_BS, target_BS, record.batch.get("floor"))
         self.figures.update(record)
 
-    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_validation_epoch_end(self, trainer: Trainer, task: LightningModule) -> None:
         assert isinstance(task, LMTask)
-        self.quality = self._quality.compute()
-        # A resumed run may validate a step again.
-        repeated = bool(self.curve) and self.curve[-1]["step"] == trainer.global_step
-        if repeated:
-            self.curve.pop()
-        self.figures.finish(task.model, repeated)
+        self.quality = self._bits.compute()
+        if self.curve and self.curve[-1]["step"] == trainer.global_step:
+            self.curve.pop()  # a resumed run may validate a step again
+            self.figures.drop_last()
+        self.figures.finish(task.model, self.watch.take())
         tokens = self.tokens(trainer)
         point: Any = {
             "step": trainer.global_step,

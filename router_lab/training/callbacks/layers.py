@@ -20,24 +20,22 @@ from router_lab.metrics.metric import matrices, without_matrices
 from router_lab.model.ffns.moe import MoE
 from router_lab.model.transformer import Transformer
 from router_lab.runs.layers import in_order, is_inner
-from router_lab.training.callbacks.watch import ExpertWatch
 from router_lab.training.ranks import union_over_ranks
 from router_lab.training.task import StepRecord
 
 LARGEST_TABLE = 2**20
-"""Entries of a table token id × expert above which specialisation by token id is left out."""
+"""Entries of the table token id × expert above which specialisation by token is left out."""
 
 
 class LayerFigures:
-    """Takes the records of one validation after the other.
+    """Computes the figures from the records of each validation.
 
-    The first batch of the validation set is the probe: it is the same every time, so that choices
-    can be compared between validations.
+    Choices are compared between validations on the first validation batch, which is always the
+    same.
 
     Args:
         vocab_size: V.
-        n_domains: D; 0 where the data has no labels.
-        watch: of the experts during training.
+        n_domains: D; 0 without labels.
 
     Attributes:
         layers: figures by layer, of the last validation, in the order of the layers.
@@ -46,52 +44,51 @@ class LayerFigures:
         loads: for each validation, the load of every layer's experts.
     """
 
-    def __init__(self, vocab_size: int, n_domains: int, watch: ExpertWatch) -> None:
-        self.watch = watch
+    def __init__(self, vocab_size: int, n_domains: int) -> None:
         self.vocab_size = vocab_size
         self.n_domains = n_domains
         self._metrics: dict[str, RoutingMetrics] = {}
-        self._probe: dict[str, Tensor] = {}
-        self._probes: list[dict[str, Tensor]] = []
+        self._choices: dict[str, Tensor] = {}  # of the first validation batch, by layer
+        self._past_choices: list[dict[str, Tensor]] = []
         self.layers: dict[str, dict[str, Any]] = {}
         self.mean: dict[str, float] = {}
         self.pictures: dict[str, dict[str, np.ndarray]] = {}
         self.loads: list[dict[str, list[float]]] = []
 
     def reset(self) -> None:
-        self._probe = {}
+        self._choices = {}
         for metrics in self._metrics.values():
             metrics.reset()
 
     def update(self, record: StepRecord) -> None:
         domain = record.batch.get("domain")
-        first = not self._probe
+        first = not self._choices
         for name, routing in record.routings.items():
             if name not in self._metrics:
                 self._metrics[name] = self._new(routing.n_experts, routing.probs_TE.device)
-            # An expert that routes again sees some of the tokens, in its own order: no labels.
-            whole = not is_inner(name)
-            labels = domain.flatten() if domain is not None and whole else None
-            if labels is None and domain is not None:
+            labels = None if domain is None else domain.flatten()
+            if labels is not None and is_inner(name):  # sees some of the tokens, in its own order
                 labels = torch.full_like(routing.context.token_id_T, -1)
             self._metrics[name].update(routing, labels)
-            if first and whole:
-                self._probe[name] = selection(routing).cpu()
+            if first and not is_inner(name):
+                self._choices[name] = selection(routing).cpu()
 
     def _new(self, n_experts: int, device: torch.device) -> RoutingMetrics:
         small = self.vocab_size * n_experts <= LARGEST_TABLE
         metrics = RoutingMetrics(n_experts, self.vocab_size if small else 0, self.n_domains)
         return metrics.to(device)
 
-    def finish(self, model: Transformer, repeated: bool) -> None:
+    def drop_last(self) -> None:
+        """Forgets the last validation, as the next one is of the same step."""
+        self.loads.pop()
+        self._past_choices.pop()
+
+    def finish(self, model: Transformer, experts: Mapping[str, Mapping[str, Any]]) -> None:
         """Computes everything at the end of a validation.
 
         Args:
-            repeated: the last validation was of the same step; this one takes its place.
+            experts: by layer, the figures of its experts during training.
         """
-        if repeated:
-            self.loads.pop()
-            self._probes.pop()
         sizes = union_over_ranks({name: m.n_experts for name, m in self._metrics.items()})
         for name, n_experts in sizes.items():
             if name not in self._metrics:  # an inner layer that only another rank has tokens for
@@ -105,33 +102,32 @@ class LayerFigures:
                 similarity = WeightSimilarity()
                 similarity.update(ffn.experts)
                 self.layers[name]["weight_similarity"] = similarity.compute()
-        for name, seen in self.watch.take().items():
-            if name in self.layers:
-                self.layers[name].update(seen)
+        for name in self.layers.keys() & experts:
+            self.layers[name].update(experts[name])
         self.mean = mean_over_layers(self.layers)
         self.loads.append({name: layer["load"] for name, layer in self.layers.items()})
 
     def _compare_choices(self) -> None:
         """Churn since the last validation, and overlap with the layer below."""
-        names = in_order(self._probe)
+        names = in_order(self._choices)
         for below, name in zip([None, *names], names, strict=False):
-            if below is not None and self._probe[below].shape == self._probe[name].shape:
-                overlap = agreement([(self._probe[name], self._probe[below])])
+            if below is not None and self._choices[below].shape == self._choices[name].shape:
+                overlap = agreement([(self._choices[name], self._choices[below])])
                 self.layers[name]["layer_overlap"] = overlap
-            if self._probes and name in self._probes[-1]:
-                same = agreement([(self._probe[name], self._probes[-1][name])])
+            if self._past_choices and name in self._past_choices[-1]:
+                same = agreement([(self._choices[name], self._past_choices[-1][name])])
                 self.layers[name]["churn"] = 1 - same
-        self._probes.append(self._probe)
+        self._past_choices.append(self._choices)
 
     def saturation(self) -> list[float]:
         """For each validation, its agreement with the choices of the last one."""
         return [
-            agreement([(self._probes[-1][name], probe[name]) for name in probe])
-            for probe in filter(None, self._probes)
+            agreement([(self._past_choices[-1][name], choices[name]) for name in choices])
+            for choices in filter(None, self._past_choices)
         ]
 
     def state_dict(self) -> dict[str, Any]:
-        names = ("layers", "mean", "loads", "_probes")
+        names = ("layers", "mean", "loads", "_past_choices")
         return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

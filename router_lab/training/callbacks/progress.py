@@ -1,4 +1,4 @@
-"""What a person sees in the terminal while one run trains."""
+"""The progress of one run in the terminal."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class TerminalProgress(Callback):
             console=self.console,
             disable=not self.console.is_terminal,
             transient=True,
-            refresh_per_second=2,  # drawing takes a core that trains
+            refresh_per_second=2,  # drawing takes time from training
         )
         self.row = self.bar.add_task("", total=1.0, text="")
         self._header = False
@@ -56,16 +56,14 @@ class TerminalProgress(Callback):
         if trainer.global_step % EVERY or self.bar.disable:
             return
         record: StepRecord = outputs["record"]
-        clock = self.evaluation.clock
-        done = clock.done(trainer.global_step)
-        speed = self.evaluation.tokens(trainer) / max(clock.seconds, 1e-9)
+        clock, step = self.evaluation.clock, trainer.global_step
         text = f"loss {record.loss_nats.item():.3f}"
         if record.routings:
             text += f"  MaxVio {train_max_vio(record):.2f}"
-        text += f"  {si(speed)} tokens/s"
-        if done > 0:
-            text += f"  {duration(clock.seconds * (1 - done) / done)} left"
-        self.bar.update(self.row, completed=done, text=text)
+        text += f"  {si(self.evaluation.tokens(trainer) / max(clock.seconds, 1e-9))} tokens/s"
+        if (left := clock.seconds_left(step)) is not None:
+            text += f"  {duration(left)} left"
+        self.bar.update(self.row, completed=clock.done(step), text=text)
 
     def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
         if not trainer.is_global_zero:
@@ -88,12 +86,10 @@ class TerminalProgress(Callback):
             f"{si(tokens / max(seconds, 1e-9)):>10}{duration(seconds):>13}"
         )
 
-    def on_train_end(self, trainer: Trainer, task: LightningModule) -> None:
+    def on_train_end(self, *_: Any) -> None:
         self.bar.stop()
 
-    def on_exception(
-        self, trainer: Trainer, task: LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, *_: Any) -> None:
         self.bar.stop()
 
 

@@ -19,26 +19,20 @@ class Status(Callback):
     def __init__(self, run: RunDir, evaluation: Evaluation) -> None:
         self.run = run
         self.evaluation = evaluation
-        self._written = 0.0
+        self._written_at = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, task: LightningModule, *_: Any) -> None:
-        if time.monotonic() - self._written >= INTERVAL:
-            self.write(trainer)
+        if time.monotonic() - self._written_at >= INTERVAL:
+            self.on_validation_end(trainer, task)
 
     def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
-        self.write(trainer)
-
-    def write(self, trainer: Trainer) -> None:
-        self._written = time.monotonic()
-        if not trainer.is_global_zero:
-            return
-        evaluation, clock = self.evaluation, self.evaluation.clock
-        done = clock.done(trainer.global_step)
-        self.run.status(
-            step=trainer.global_step,
-            steps=clock.steps,
-            tokens=evaluation.tokens(trainer),
-            bits_per_byte=evaluation.quality.get("bits_per_byte"),
-            max_vio=evaluation.mean.get("max_vio"),
-            seconds_left=clock.seconds * (1 - done) / done if done > 0 else None,
-        )
+        self._written_at = time.monotonic()
+        if trainer.is_global_zero:
+            self.run.status(
+                step=trainer.global_step,
+                steps=self.evaluation.clock.steps,
+                tokens=self.evaluation.tokens(trainer),
+                bits_per_byte=self.evaluation.quality.get("bits_per_byte"),
+                max_vio=self.evaluation.mean.get("max_vio"),
+                seconds_left=self.evaluation.clock.seconds_left(trainer.global_step),
+            )

@@ -1,4 +1,4 @@
-"""What happens to each expert between validations: its share of training, and its gradient."""
+"""The experts during training: their load and their gradients."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from router_lab.training.task import LMTask, StepRecord
 
 
 class ExpertWatch(Callback):
-    """Utilisation at every training batch, gradient norms every `every` optimiser steps.
+    """Utilisation from every training batch, gradient norms every `every` optimiser steps.
 
     Args:
-        n_intervals: parts that training is cut into, to say when an expert starved.
-        every: optimiser steps between two looks at the gradients.
+        n_intervals: equal parts of training, the resolution of when an expert starved.
+        every: optimiser steps between two measurements of the gradients.
     """
 
     def __init__(self, n_intervals: int, every: int) -> None:
@@ -32,7 +32,9 @@ class ExpertWatch(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, task: LightningModule, *_: Any) -> None:
         assert isinstance(task, LMTask)
-        done = task.progress(trainer.global_step)  # Lightning counts the step before batch_end
+        done = task.progress(
+            trainer.global_step
+        )  # Lightning counts a step before on_train_batch_end
         self._interval = min(int(done * self.n_intervals + 1e-9), self.n_intervals - 1)
 
     def on_train_batch_end(
@@ -57,45 +59,44 @@ class ExpertWatch(Callback):
                 self._gradients[name].update(ffn.experts)
 
     def take(self) -> dict[str, dict[str, Any]]:
-        """By layer, the figures so far; gradients are of the steps since the last call, if
-        there were any.
+        """Figures by layer. The gradients are averaged over the steps since the last call, if any.
 
-        `starving`: share of experts with under a tenth of the fair share in the present interval.
+        `starving`: share of experts with less than a tenth of the fair share in this interval.
         `starved_at`: for each expert the share of training after which it first had so little, or
         None. `gradient_norm`: of each expert; `cv_gradient`: their coefficient of variation.
         """
-        found: dict[str, dict[str, Any]] = {}
-        self._known_everywhere()
-        for name, used in self._used.items():
-            seen = used.compute()
-            at = [None if i is None else i / self.n_intervals for i in seen["starved_at"]]
-            found[name] = {"starving": seen["starving"], "starved_at": at}
+        self._share_layers()
+        figures: dict[str, dict[str, Any]] = {}
+        for name, utilisation in self._used.items():
+            values = utilisation.compute()
+            at = [None if i is None else i / self.n_intervals for i in values["starved_at"]]
+            figures[name] = {"starving": values["starving"], "starved_at": at}
         for name, gradients in self._gradients.items():
             if gradients.steps > 0:
                 self._norms[name] = torch.tensor(gradients.compute())
                 gradients.reset()
         for name, norm_E in self._norms.items():
             spread = norm_E.std(correction=0) / norm_E.mean().clamp_min(1e-12)
-            found.setdefault(name, {}).update(
+            figures.setdefault(name, {}).update(
                 gradient_norm=norm_E.tolist(), cv_gradient=float(spread)
             )
-        return found
+        return figures
 
     def carried_out(self) -> dict[str, Tensor]:
         """By layer, the rows that each expert computed in all of training, over all ranks [E]."""
-        self._known_everywhere()
-        found = {}
-        for name, used in self._used.items():
-            with used.sync_context():
-                found[name] = used.load_IE.sum(dim=0).cpu()
-        return found
+        self._share_layers()
+        rows = {}
+        for name, utilisation in self._used.items():
+            with utilisation.sync_context():
+                rows[name] = utilisation.load_IE.sum(dim=0).cpu()
+        return rows
 
-    def _known_everywhere(self) -> None:
-        """What is summed over ranks must exist on all of them, in the same order."""
+    def _share_layers(self) -> None:
+        """Sums over ranks need the same layers on all of them, in the same order."""
         sizes = union_over_ranks({name: used.load_IE.shape[1] for name, used in self._used.items()})
         device = next((used.load_IE.device for used in self._used.values()), None)
-        new = {name: Utilisation(E, self.n_intervals).to(device) for name, E in sizes.items()}
-        self._used = {name: self._used.get(name, empty) for name, empty in new.items()}
+        empty = {name: Utilisation(E, self.n_intervals).to(device) for name, E in sizes.items()}
+        self._used = {name: self._used.get(name, empty[name]) for name in empty}
 
     def state_dict(self) -> dict[str, Any]:
         gradients = {name: (g.norm_E.cpu(), g.steps.cpu()) for name, g in self._gradients.items()}
