@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from router_lab.data.corpus import Corpus, Split, map_file
-from router_lab.data.progress import progress
 from router_lab.errors import UserError
 
 LAYOUT = 2  # of the files below: increase it when it changes, so that old folders are not read
@@ -59,6 +59,7 @@ def cached(name: str, key: object, build: Callable[[Path], None]) -> Path:
         if not folder.is_dir():
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
             part.mkdir()
+            print(f"{name}: making the data (once; kept in the cache)", file=sys.stderr)
             build(part)
             part.rename(folder)
     except BaseException:
@@ -73,6 +74,13 @@ def stamps(paths: Iterable[Path]) -> list[tuple[str, int, int]]:
     """Path, size and modification time of each file: a cheap key for what was made of them."""
     stats = ((path, path.stat()) for path in paths)
     return [(str(path.absolute()), stat.st_size, stat.st_mtime_ns) for path, stat in stats]
+
+
+def progress_bar(title: str, n_bytes: float | None) -> tqdm[Any]:
+    """A bar for work that takes more than a second; none if stderr is not a terminal."""
+    return tqdm(
+        desc=title, total=n_bytes, unit="B", unit_scale=True, delay=1, leave=False, disable=None
+    )
 
 
 class CorpusWriter:
@@ -109,7 +117,7 @@ class CorpusWriter:
         self._hashes = {name: hashlib.blake2b(digest_size=16) for name in self._n_bytes}
         self._files: dict[str, BinaryIO] = {}
         self._open = ExitStack()
-        self._advance = self._open.enter_context(progress(title, n_bytes))
+        self._bar = self._open.enter_context(progress_bar(title, n_bytes))
         for name in self._n_bytes:
             self._write(f"{name}.tokens", np.empty(0))  # a split without tokens has its file too
 
@@ -134,7 +142,7 @@ class CorpusWriter:
             self._write(f"{split}.domain", labels)
         if floor is not None:
             self._write(f"{split}.floor", floor.astype(np.float32, copy=False))
-        self._advance(n_bytes)
+        self._bar.update(n_bytes)
 
     def _write(self, name: str, array: np.ndarray) -> None:
         if name not in self._files:

@@ -12,12 +12,13 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from router_lab.data.corpus import Corpus
-from router_lab.data.windows import Batch, Windows
+from router_lab.data.windows import Batch, batch_at, random_words, spread_windows
 
 
 class WindowsDataModule(LightningDataModule):
@@ -57,19 +58,38 @@ class WindowsDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         corpus.check_window(seq_len)
-        self.windows = Windows(corpus, seq_len, batch_size, seed, val_windows, val_batch)
+        self.corpus = corpus
+        self.seq_len = seq_len
+        self.batch_size = batch_size
+        self.seed = seed
+        self.val_starts = spread_windows(corpus, seq_len, val_windows)
+        self.val_size = val_batch
         self.workers = workers
         self.trained = 0
         """Batches that this rank has trained on, according to the checkpoint."""
 
+    def train_batch(self, index: int) -> Batch:
+        """Windows index · B … index · B + B − 1 of the seed, for any B."""
+        train, between = self.corpus.train, self.corpus.window or 1
+        n_starts = (len(train.tokens) - self.seq_len - 1) // between + 1
+        draws_B = random_words(self.seed, index * self.batch_size, self.batch_size)
+        starts_B = (draws_B % np.uint64(n_starts)).astype(np.int64) * between
+        noise_B = (draws_B >> np.uint64(32)).astype(np.int64)
+        return batch_at(train, starts_B, self.seq_len) | {"noise": torch.from_numpy(noise_B)}
+
+    def val_batch(self, index: int) -> Batch:
+        starts_B = self.val_starts[index * self.val_size :][: self.val_size]
+        return batch_at(self.corpus.val, starts_B, self.seq_len)
+
     def train_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self._rank()
         indices = itertools.count(rank + self.trained * ranks, ranks)
-        return self._loader(self.windows.train_batch, indices)
+        return self._loader(self.train_batch, indices)
 
     def val_dataloader(self) -> DataLoader[Any]:
         rank, ranks = self._rank()
-        return self._loader(self.windows.val_batch, range(rank, self.windows.n_val_batches, ranks))
+        n_batches = -(-len(self.val_starts) // self.val_size)
+        return self._loader(self.val_batch, range(rank, n_batches, ranks))
 
     def _rank(self) -> tuple[int, int]:
         if self.trainer is None:

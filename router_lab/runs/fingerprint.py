@@ -1,4 +1,4 @@
-"""What decides a run's result, in 16 hex digits."""
+"""A hash of everything that decides a run's result."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A run's folder: its name, its lock, its status. No torch here: grids are planned before it loads.
+"""A run's folder: its name, its lock, its status. Grids are planned before torch is imported.
 
 A run lives in `out/<grid>/<arm>-s<seed>-<fingerprint>/`. The fingerprint covers everything that
-decides the result, so the same command finds the same folder (finished: nothing to do; interrupted:
-goes on from `checkpoints/last.ckpt`) and a changed option makes another one. It leaves the seed and
-the arm's name out: all seeds of an arm share one fingerprint.
+decides the result, except the seed and the arm's name: the seeds of an arm share one fingerprint.
+So the same command finds the same folder (a finished run is left alone, an interrupted one resumes
+from `checkpoints/last.ckpt`), and a changed option leads to another one.
 
     with prepare_run(cfg) as run:          # takes the lock, writes config.yaml and status.json
         if run.finished:
@@ -49,10 +49,10 @@ SINGLE = "single"
 
 
 def arm_name(cfg: DictConfig) -> str:
-    """The arm's name: given, or else the router's, or the FFN's where there is no router.
+    """The name of the arm: as given, else of its router, else of its FFN.
 
     Raises:
-        UserError: the name can't be a folder's.
+        UserError: the name can't be used for a folder.
     """
     name = cfg.get("arm")
     if name is None:
@@ -70,7 +70,7 @@ def arm_name(cfg: DictConfig) -> str:
 
 @dataclass(frozen=True)
 class RunDir:
-    """Who a run is and where it lives. Nothing on disk is touched by making one."""
+    """The identity and the folder of a run. Making one touches nothing on disk."""
 
     folder: Path
     grid: str
@@ -90,7 +90,7 @@ class RunDir:
 
     @property
     def checkpoint(self) -> Path | None:
-        """Where to go on from, or None at the beginning."""
+        """The checkpoint to resume from; None at the beginning."""
         path = self.folder / "checkpoints" / "last.ckpt"
         return path if path.exists() else None
 
@@ -106,13 +106,13 @@ class RunDir:
 
     @property
     def command(self) -> str:
-        """The command that makes this run, and no other."""
+        """The command that makes this run and no other."""
         import shlex
 
         return shlex.join(["router-lab", "train", *self.overrides])
 
     def status(self, **fields: Unpack[Status]) -> None:
-        """Update status.json: `step=120, steps=400, bits_per_byte=2.1, seconds_left=30.0, ...`."""
+        """Updates these fields of status.json."""
         write_status(self.folder, **fields)
 
 
@@ -132,9 +132,9 @@ def run_dir(cfg: DictConfig, overrides: tuple[str, ...] = ()) -> RunDir:
 
 @contextlib.contextmanager
 def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
-    """Hold the run's folder for as long as it trains; see the module's docstring.
+    """Locks the run's folder while it trains; see the module's docstring.
 
-    A stop that was asked for ends the process with status 130, after the run is marked interrupted.
+    A requested stop ends the process with status 130 after the run is marked interrupted.
 
     Raises:
         Busy: another process is training this run.
@@ -150,31 +150,31 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
             return
         OmegaConf.save(without_hydra(cfg), run.folder / "config.yaml", resolve=True)
         (run.folder / "overrides.yaml").write_text(OmegaConf.to_yaml(list(run.overrides)))
-        first = read_json(run.folder / "status.json")
-        _refuse_if_elsewhere(run, first)
-        begun: Status = {
+        previous = read_json(run.folder / "status.json")
+        _refuse_if_elsewhere(run, previous)
+        status: Status = {
             "schema": SCHEMA, "state": "running", "reason": None,
             "pid": os.getpid(), "host": socket.gethostname(),
             "arm": run.arm, "seed": run.seed, "fingerprint": run.fingerprint,
             "step": 0, "steps": 0, "tokens": 0,
             "bits_per_byte": None, "max_vio": None, "seconds_left": None,
-            "started": first.get("started") or now(), "updated": now(),
+            "started": previous.get("started") or now(), "updated": now(),
         }  # fmt: skip
-        write_json(run.folder / "status.json", begun)
+        write_json(run.folder / "status.json", status)
         try:
             with heartbeat(run.folder):
                 yield run
         except BaseException as error:
-            # Once a stop is asked for, Lightning may end the process by SystemExit before we do.
-            asked = run.stop.signal and isinstance(error, SystemExit)
-            if not (asked or isinstance(error, Interrupted | KeyboardInterrupt)):
+            # After a stop request, Lightning may raise SystemExit before we raise Interrupted.
+            requested = run.stop.signal and isinstance(error, SystemExit)
+            if not (requested or isinstance(error, Interrupted | KeyboardInterrupt)):
                 run.status(state="failed", reason=describe(error))
                 raise
             run.status(state="interrupted", reason=run.stop.signal or "SIGINT")
             if run.stop.requeue:
                 run.stop.requeue()
             print(
-                "Interrupted: the same command goes on from the last checkpoint.", file=sys.stderr
+                "Interrupted: the same command resumes from the last checkpoint.", file=sys.stderr
             )
             raise SystemExit(130) from None
         if run.finished:
@@ -184,17 +184,17 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
 
 
 def _refuse_if_elsewhere(run: RunDir, status: Mapping[str, Any]) -> None:
-    """Raises Busy where another machine, which our lock may not reach, trains the run."""
+    """Raises Busy if another machine, which may not see our lock, is training the run."""
     silent = seconds_silent(status)
     if status.get("state") == "running" and elsewhere(status) and silent <= SILENT_SECONDS:
         raise Busy(
             f"{run.folder} is being trained on {status['host']}, which wrote its status "
-            f"{silent:.0f} s ago; one that is silent for {SILENT_SECONDS:.0f} s counts as dead."
+            f"{silent:.0f} s ago; a run counts as dead after {SILENT_SECONDS:.0f} s without one."
         )
 
 
 def _is_first_rank() -> bool:
-    """Where several processes train one run, the first one holds the lock and writes the status."""
+    """Of several processes that train one run, the first holds the lock and writes the status."""
     ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     return all(rank == "0" for rank in ranks)
 

@@ -14,7 +14,7 @@ def qualified(outer: str, inner: str) -> str:
 
 
 def within(values: Mapping[str, T], outer: str) -> dict[str, T]:
-    """The values of a layer and of those inside it, by the names that they have for themselves."""
+    """The values of a layer and of those inside it, by their names relative to it."""
     prefix = f"{outer}."
     return {
         name.removeprefix(prefix) if name != outer else "": value

@@ -1,4 +1,4 @@
-"""What state a run is in. The launcher, the report and the commands all read it here."""
+"""The state of a run, for the launcher, the report and the commands."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from router_lab.runs.status import HEARTBEAT, is_locked, read_record
 from router_lab.runs.text import duration
 
 SILENT_SECONDS = 6 * HEARTBEAT
-"""A run on another machine that says nothing for so long has died."""
+"""A run on another machine counts as dead after so long without a new status."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """A run's folder as it is now.
+    """A run's folder at present.
 
     Attributes:
-        state: new, running, finished, failed, interrupted, lost or unreadable. *Lost* is what no
-            run can write about itself: it says running, but on this machine nobody holds its lock,
-            or on another one it has been silent for `SILENT_SECONDS`.
-        reason: why it is not finished, where anybody knows.
-        status, result: status.json and result.json; empty where they are missing or broken.
+        state: new, running, finished, failed, interrupted, lost or unreadable. *Lost*: its status
+            is `running`, but no process on this machine holds its lock, or the other machine that
+            trains it has been silent for `SILENT_SECONDS`.
+        reason: why it is not finished, if known.
+        status, result: status.json and result.json; empty if they are missing or broken.
     """
 
     folder: Path
@@ -65,17 +65,17 @@ class RunState:
 
     @property
     def progress(self) -> str:
-        """`40 of 200`; the first number alone where the budget is in seconds."""
+        """`40 of 200` steps; only the first number if the budget is in seconds."""
         step, steps = number(self.status, "step"), number(self.status, "steps")
         done = "?" if step is None else f"{step:.0f}"
         return done if not steps else f"{done} of {steps:.0f}"
 
 
 def read_state(folder: Path, now: float | None = None) -> RunState:
-    """Reads the run's folder; safe while the run is writing to it.
+    """Reads the run's folder, also while the run is writing to it.
 
     Args:
-        now: Unix time, to judge by how long a run on another machine has been silent.
+        now: Unix time, for how long a run on another machine has been silent; None: the clock's.
     """
     result, broken_result = read_record(folder / "result.json")
     if result:
@@ -103,16 +103,16 @@ def read_state(folder: Path, now: float | None = None) -> RunState:
     if reported in ("failed", "interrupted"):
         reason = status.get("reason")
         return state(reported, None if reason is None else str(reason))
-    return state("unreadable", f"it says {reported}, but there is no result.json")
+    return state("unreadable", f"its status is {reported}, but there is no result.json")
 
 
 def elsewhere(status: Mapping[str, Any]) -> bool:
-    """Whether the run was last trained on another machine, whose locks we may not see."""
+    """Whether the run was last trained on another machine, whose lock may be invisible here."""
     return status.get("host") not in (None, socket.gethostname())
 
 
 def seconds_silent(status: Mapping[str, Any], now: float | None = None) -> float:
-    """Seconds since the run last wrote its status; infinite if it does not say when."""
+    """Seconds since the run last wrote its status; infinite if the time is missing."""
     try:
         then = datetime.fromisoformat(str(status.get("updated")))
     except ValueError:

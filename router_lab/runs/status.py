@@ -1,4 +1,4 @@
-"""The files of a run's folder that hold its status, and the lock of the process that trains it."""
+"""The status file of a run, and the lock of the process that trains it."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Busy(UserError):
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run has its result. result.json is written last, and by a rename."""
+    """Whether the run has its result, which is written last, by a rename."""
     return bool(read_json(folder / "result.json"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; empty if there is none (yet)."""
+    """The object in the file; empty if there is none."""
     return read_record(path)[0]
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The object in the file, and why it could not be read. A missing file is empty."""
+    """The object in the file, and why it could not be read; {} and None for a missing file."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -45,11 +45,11 @@ def read_record(path: Path) -> tuple[dict[str, Any], str | None]:
         return {}, f"{path.name} cannot be read ({error})"
     if isinstance(record, dict):
         return record, None
-    return {}, f"{path.name} holds no record"
+    return {}, f"{path.name} contains no JSON object"
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write all or nothing: a reader never sees half a file."""
+    """Writes the file atomically: a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.write_text(json.dumps(content, indent=1))
@@ -61,7 +61,7 @@ def now() -> str:
 
 
 def write_status(folder: Path, **fields: Unpack[Status]) -> None:
-    """Change these fields of status.json, and the time in `updated`."""
+    """Updates these fields of status.json, and the time in `updated`."""
     path = folder / "status.json"
     with _WRITING:
         write_json(path, {**read_json(path), **fields, "updated": now()})
@@ -69,9 +69,9 @@ def write_status(folder: Path, **fields: Unpack[Status]) -> None:
 
 @contextlib.contextmanager
 def heartbeat(folder: Path) -> Iterator[None]:
-    """Refreshes `updated` of status.json for as long as the block lasts.
+    """Keeps `updated` of status.json fresh during the block.
 
-    Other machines, which flock may not reach, tell by it that the run is alive.
+    It shows other machines, which may not see our lock, that the run is alive.
     """
     ended = threading.Event()
 
@@ -90,7 +90,7 @@ def heartbeat(folder: Path) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process is training this run at the moment."""
+    """Whether a process on this machine is training the run."""
     try:
         with (folder / ".lock").open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -103,10 +103,10 @@ def is_locked(folder: Path) -> bool:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the run. The kernel lets go of it however the process ends.
+    """Locks the run. The kernel releases the lock however the process ends.
 
     Raises:
-        Busy: another process holds it.
+        Busy: another process has locked it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("a+") as file:

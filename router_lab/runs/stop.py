@@ -1,4 +1,4 @@
-"""Stopping a run cleanly: a signal becomes a request, which the run honours after its step."""
+"""Stopping a run cleanly: a signal becomes a request that the run honours after its step."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Any
 
 
 class Interrupted(BaseException):
-    """The run was asked to stop. Not an Exception: nothing on the way may take it for a failure."""
+    """The run was asked to stop. Not an Exception, so that nothing handles it as a failure."""
 
 
 @dataclass
 class StopRequest:
-    """Set by the first signal to stop; a second SIGINT or SIGTERM ends the run at once.
+    """A request to stop.
 
     Attributes:
+        signal: name of the signal that asked; None if none did.
         requeue: puts the job back into the cluster's queue and ends the process.
     """
 
@@ -29,7 +30,7 @@ class StopRequest:
     requeue: Callable[[], object] | None = None
 
     def check(self) -> None:
-        """Call after each step, once the checkpoint of a requested stop has been written.
+        """To call after each step, when the checkpoint of a requested stop has been written.
 
         Raises:
             Interrupted: the run was asked to stop.
@@ -40,10 +41,10 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals(stop: StopRequest) -> Iterator[None]:
-    """Turn the first signal into a request, a second SIGINT or SIGTERM into Interrupted.
+    """Turns the first signal into a request, and a second SIGINT or SIGTERM into Interrupted.
 
-    A cluster that preempts the job may have its own handler of SIGUSR1 or SIGUSR2, which puts the
-    job back into the queue (submitit's does). It is called once the checkpoint is written.
+    If something handles SIGUSR1 or SIGUSR2 already, such as submitit, which then requeues a
+    preempted job, its handler is called when the checkpoint is written.
     """
     handlers: dict[int, Any] = {}
 
@@ -54,7 +55,7 @@ def stop_on_signals(stop: StopRequest) -> Iterator[None]:
         elif stop.signal:
             raise Interrupted(name)
         stop.signal = stop.signal or name
-        # print() could meet one that this signal interrupted. In a terminal, in place of the bar.
+        # Not by print(), which is not reentrant. In a terminal it replaces the progress bar.
         clear = "\r\x1b[K" if os.isatty(2) else ""
         line = f"{clear}{name}: stopping after this step; once more to stop at once.\n"
         os.write(2, line.encode())

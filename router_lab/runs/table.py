@@ -18,7 +18,7 @@ STYLE = {"running": "cyan", "failed": "red", "lost": "red", "unreadable": "red",
 
 
 class Line(NamedTuple):
-    """The cells of one line."""
+    """The cells of a row."""
 
     arm: str
     seeds: str
@@ -29,7 +29,7 @@ class Line(NamedTuple):
     note: str
 
     def plain(self) -> str:
-        """For output that is not a terminal."""
+        """One line of text, for output that is not a terminal."""
         cells = [
             f"{self.state:<12} {self.arm} s{self.seeds}",
             self.step and f"step {self.step}",
@@ -41,10 +41,10 @@ class Line(NamedTuple):
 
 
 def line(runs: Sequence[RunState], took: float | None = None) -> Line:
-    """One line for runs of one arm that share state and reason.
+    """The row of runs of one arm that share state and reason.
 
     Args:
-        took: seconds that they trained, where it is known.
+        took: seconds from start to end, if known.
     """
     first = runs[0]
     seeds = ", ".join("–" if run.seed is None else str(run.seed) for run in runs)
@@ -68,7 +68,7 @@ def line(runs: Sequence[RunState], took: float | None = None) -> Line:
 
 
 def console() -> Console:
-    """For tables: as wide as the terminal, or as COLUMNS says, and wide where there is neither."""
+    """For tables: as wide as the terminal or COLUMNS, else 140 characters."""
     from rich.console import Console
 
     plain = Console()
@@ -80,14 +80,14 @@ def table(lines: Iterable[Line]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, header_style="bold", pad_edge=False)
+    result = Table(box=None, header_style="bold", pad_edge=False)
     for title in ("Arm", "Seeds", "State", "Step", "Bits/byte", "MaxVio", ""):
-        made.add_column(title, justify="left" if title in ("Arm", "State", "") else "right")
+        result.add_column(title, justify="left" if title in ("Arm", "State", "") else "right")
     for one in lines:
         cells = [Text(cell) for cell in one]
         cells[2].style = STYLE.get(one.state, "")
-        made.add_row(*cells)
-    return made
+        result.add_row(*cells)
+    return result
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

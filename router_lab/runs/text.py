@@ -1,4 +1,4 @@
-"""Numbers and lists as people read them."""
+"""Numbers and lists for people."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def with_interval(
 
 def digits_for(halves: Iterable[float | None], low: int = 3, high: int = 5) -> int:
     """Decimals that show the narrowest interval with two significant digits, within bounds."""
-    known = [half for half in halves if half]
-    if not known:
+    smallest = min(filter(None, halves), default=None)
+    if smallest is None:
         return low
-    return max(low, min(high, 1 - math.floor(math.log10(min(known)))))
+    return max(low, min(high, 1 - math.floor(math.log10(smallest))))
 
 
 def p_value(p: float | None) -> str:

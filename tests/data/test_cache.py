@@ -16,7 +16,6 @@ from router_lab.data.cache import (
     smallest_dtype,
     stamps,
 )
-from router_lab.data.progress import progress
 from router_lab.errors import UserError
 
 
@@ -149,13 +148,9 @@ def test_stamps_change_with_the_file(tmp_path: Path) -> None:
     assert stamps([path]) != before
 
 
-def test_progress_is_silent_for_quick_work_and_speaks_up_for_slow(
+def test_making_data_is_announced_once_without_a_bar_in_a_log(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with progress("quick", 1, after=1e9) as advance:
-        advance(1)
-    assert capsys.readouterr().err == ""
-    with progress("slow", 2, after=0.0) as advance:
-        advance(1)
-        advance(1)
-    assert capsys.readouterr().err.count("slow") == 1
+    for _ in range(2):
+        cached("slow", 1, write)
+    assert capsys.readouterr().err == "slow: making the data (once; kept in the cache)\n"

@@ -44,7 +44,7 @@ def test_each_run_without_a_result_is_left_out_with_its_reason(tmp_path: Path) -
     assert why["mlp/1"] == "failed: ValueError: boom"
     assert why["mlp/2"] == "running: at step 40 of 200"
     assert why["mlp/3"] == "interrupted: stopped at step 70 of 200"
-    assert why["mlp/4"] == "unreadable: it says finished, but there is no result.json"
+    assert why["mlp/4"] == "unreadable: its status is finished, but there is no result.json"
     assert why["mlp/5"].startswith("lost: silent for")
     assert "cannot be read" in why["mlp-s6-half/None"]
     assert why["mlp-s7-bare/None"] == "new: it has not begun"

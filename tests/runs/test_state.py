@@ -60,7 +60,7 @@ def test_files_that_cannot_be_read_or_are_missing(tmp_path: Path) -> None:
     read = read_state(folder)
     assert (read.state, read.bits_per_byte) == ("finished", read.result["quality"]["bits_per_byte"])
     (folder / "result.json").write_text("[]")
-    assert read_state(folder).reason == "result.json holds no record"
+    assert read_state(folder).reason == "result.json contains no JSON object"
 
 
 def test_a_run_says_that_it_is_alive_without_a_step(

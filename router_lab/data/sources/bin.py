@@ -10,9 +10,8 @@ from typing import Literal
 
 import numpy as np
 
-from router_lab.data.cache import cached, stamps
+from router_lab.data.cache import cached, progress_bar, stamps
 from router_lab.data.corpus import Corpus, CorpusSource, Split, map_file
-from router_lab.data.progress import progress
 from router_lab.data.tokenizer import Tokenizer, load_tokenizer
 from router_lab.errors import UserError
 from router_lab.registry import register
@@ -85,7 +84,7 @@ def scan(files: list[Path], folder: Path) -> None:
     """Writes how often each token occurs, counts.npy [files, 65536], and a hash of all tokens."""
     counts = np.zeros((len(files), 2**16), np.int64)
     digests = []
-    with progress("bin: counting tokens", sum(file.stat().st_size for file in files)) as advance:
+    with progress_bar("bin: counting tokens", sum(file.stat().st_size for file in files)) as bar:
         for count_V, file in zip(counts, files, strict=True):
             digest = hashlib.blake2b(digest_size=16)
             tokens = np.memmap(file, DTYPE, mode="r")
@@ -93,7 +92,7 @@ def scan(files: list[Path], folder: Path) -> None:
                 chunk = np.asarray(tokens[start : start + CHUNK])
                 count_V += np.bincount(chunk, minlength=2**16)
                 digest.update(chunk.tobytes())
-                advance(chunk.nbytes)
+                bar.update(chunk.nbytes)
             digests.append(digest.hexdigest())
     np.save(folder / "counts.npy", counts)
     combined = hashlib.blake2b(" ".join(digests).encode(), digest_size=16)

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 
 from router_lab.data import load_corpus
-from router_lab.data.module import Batch, Windows
+from router_lab.data.module import WindowsDataModule
+from router_lab.data.windows import Batch
 from router_lab.model.ffn import DENSE
 from router_lab.model.transformer import ModelOptions, Transformer
 
@@ -29,7 +30,7 @@ def test_a_tiny_model_comes_close_to_the_floor(
     monkeypatch.setenv("ROUTER_LAB_CACHE", str(tmp_path))
     config = {"name": "languages", "n_languages": 2, "alphabet": 8, "n_tokens": 1_000_000}
     corpus = load_corpus(config, seq_len=32)
-    windows = Windows(corpus, seq_len=32, batch_size=32, seed=0, val_windows=512)
+    windows = WindowsDataModule(corpus, seq_len=32, batch_size=32, seed=0, val_windows=512)
     model = Transformer(
         8, DENSE, ModelOptions(d_model=32, n_layers=2, n_heads=2, seq_len=32), d_hidden=64
     )
@@ -40,7 +41,7 @@ def test_a_tiny_model_comes_close_to_the_floor(
         nats(model, windows.train_batch(step)).mean().backward()
         optimizer.step()
 
-    batches = [windows.val_batch(i) for i in range(windows.n_val_batches)]
+    batches = list(windows.val_dataloader())
     with torch.no_grad():
         excess = torch.cat([(nats(model, batch) - batch["floor"]).mean(1) for batch in batches])
     error = excess.std() / len(excess) ** 0.5
