@@ -13,6 +13,7 @@ from helpers import context_of
 from router_lab.capacity import Capacity
 from router_lab.metrics.balance import max_vio_batch
 from router_lab.routing import Routing
+from router_lab.training.callbacks.clock import Clock
 from router_lab.training.callbacks.progress import TerminalProgress
 from router_lab.training.callbacks.tensorboard import Board
 from router_lab.training.task import StepRecord
@@ -44,7 +45,7 @@ def test_terminal_and_tensorboard_show_what_validation_measures() -> None:
     measured = sum(values) / len(values)
 
     record = StepRecord({}, torch.ones(1, T), routings, {})
-    clock = SimpleNamespace(seconds=1.0, done=lambda step: 0.5)
+    clock = Clock(steps=20, seconds=0.0, validations=1)
     evaluation: Any = SimpleNamespace(clock=clock, tokens=lambda trainer: 100)
     scalars: dict[str, float] = {}
     logger = SimpleNamespace(log_metrics=lambda values, step: scalars.update(values))
