@@ -18,7 +18,7 @@ from router_lab.bench.record import Cell, cell
 from router_lab.bench.sizes import HEADS, Size
 from router_lab.bench.step import Step
 from router_lab.bench.turns import Spread, Times, one_thread
-from router_lab.data.windows import Windows
+from router_lab.data.module import WindowsDataModule
 from router_lab.experiment import build
 from router_lab.paths import conf_dir
 from router_lab.registry import store_configs
@@ -62,7 +62,7 @@ def measure_harness(size: Size, rounds: int) -> dict[str, Cell]:
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             cfg = compose("config", _overrides(size, folder))
         twin = build(_plain(cfg))
-        data = Windows(twin.corpus, size.S, size.B, seed=0, val_windows=size.B)
+        data = WindowsDataModule(twin.corpus, size.S, size.B, val_windows=size.B)
         bare = Step(twin.model, data.train_batch(0)["tokens"])
         indices = itertools.count()
 
