@@ -114,6 +114,7 @@ def result_of(
         "router": arm.router,
         "ffn": arm.ffn,
         "model": {"name": "micro", "d_model": 128, "n_layers": arm.layers, "seq_len": 256},
+        "optim": {"name": "adamw", "lr": 3e-3},
         "data": {"name": "stdlib", "fingerprint": data, "unit": "byte"},
         "match": {
             "kind": "active_params",
@@ -128,6 +129,7 @@ def result_of(
             "active": active,
             "active_measured": active,
             "embedding": 32_768,
+            "by_role": {"matrices": active - 32_768, "embedding": 32_768},
         },
         "flops_per_token": flops_per_token,
         "flops_per_token_measured": flops_per_token,

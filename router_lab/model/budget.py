@@ -73,7 +73,9 @@ def cost(model: Transformer) -> Cost:
     for ffn in _ffns(model):
         active += ffn.active_params() - sum(p.numel() for p in ffn.parameters())
     flops = _flops(model, _matmul(model, BALANCED))
-    return Cost(total, active, model.embedding.weight.numel(), flops)
+    heads = [head for head in (model.embedding, model.unembedding) if head is not None]
+    embedding = sum(head.weight.numel() for head in heads)
+    return Cost(total, active, embedding, flops)
 
 
 def measured_flops(model: Transformer, load: Load) -> float:

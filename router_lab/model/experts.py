@@ -7,7 +7,7 @@ per expert, a list on the host.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -102,6 +102,10 @@ class Experts(nn.Module, ABC):
         return torch.cat([of(p).flatten(1) for p in self.parameters()], dim=1)
 
     @abstractmethod
+    def output_weights(self) -> Iterator[Tensor]:
+        """As FFN.output_weights."""
+
+    @abstractmethod
     def active_params(self) -> float:
         """Parameters per row, averaged over the experts."""
 
@@ -134,6 +138,9 @@ class StackedSwiGLU(Experts):
         """The outputs alone, for rows that are not tokens."""
         gate_RF, up_RF = grouped_linear(rows_RD, self.gate_up_EDF, sizes).chunk(2, dim=-1)
         return grouped_linear(F.silu(gate_RF) * up_RF, self.down_EFD, sizes)
+
+    def output_weights(self) -> Iterator[Tensor]:
+        yield self.down_EFD
 
     def active_params(self) -> float:
         return (self.gate_up_EDF.numel() + self.down_EFD.numel()) / self.n_experts
@@ -176,6 +183,10 @@ class ExpertList(Experts):
         rows = [[of(p).flatten() for p in expert.parameters()] for expert in self.experts]
         return torch.stack([torch.cat(row) for row in rows])
 
+    def output_weights(self) -> Iterator[Tensor]:
+        for expert in self._each():
+            yield from expert.output_weights()
+
     def active_params(self) -> float:
         return sum(expert.active_params() for expert in self._each()) / self.n_experts
 
@@ -186,6 +197,8 @@ class ExpertList(Experts):
 
 class ConstantExpert(nn.Module):
     """y = a₁ x + a₂ v, a = softmax(W x), v learned: MoE++'s constant expert (arXiv:2410.07348)."""
+
+    gates = ("mix.weight",)
 
     def __init__(self, d_model: int) -> None:
         super().__init__()

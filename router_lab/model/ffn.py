@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch.nn.functional as F
@@ -55,6 +55,8 @@ class FFN(nn.Module, ABC):
     paper: ClassVar[str] = ""
     reference: ClassVar[str] = ""
     """Source of a layer that routes without a router, and what it is tested against."""
+    gates: ClassVar[tuple[str, ...]] = ()
+    """Matrices that route, by name; those of a `Router` or a `Gate` need not be named."""
 
     def __init__(self, d_model: int, d_hidden: int) -> None:
         super().__init__()
@@ -71,6 +73,10 @@ class FFN(nn.Module, ABC):
     def routers(self) -> dict[str, Router]:
         """The routers of the layer, under the names of their records."""
         return {}
+
+    def output_weights(self) -> Iterator[Tensor]:
+        """The weights that write to the residual stream; `model.zero_outputs` starts them at 0."""
+        yield from ()
 
     def active_params(self) -> float:
         """Active parameters per token, averaged over the experts."""

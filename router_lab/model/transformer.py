@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from router_lab.check import BELOW_1, Count
+from router_lab.check import ABOVE_0, BELOW_1, Count
 from router_lab.errors import UserError
 from router_lab.model.ffn import DENSE, FFN, Linear, build_ffn
 from router_lab.registry import Registry, register
@@ -42,7 +42,7 @@ class ModelOutput:
 class Attention(nn.Module):
     """Causal self-attention with rotary positions (arXiv:2104.09864)."""
 
-    def __init__(self, d_model: int, n_heads: int, seq_len: int) -> None:
+    def __init__(self, d_model: int, n_heads: int, seq_len: int, qk_norm: bool = False) -> None:
         super().__init__()
         if d_model % (2 * n_heads):
             raise UserError(
@@ -50,6 +50,7 @@ class Attention(nn.Module):
                 f"even width; choose a number of heads that does."
             )
         self.n_heads = n_heads
+        self.qk_norm = qk_norm
         self.qkv = Linear(d_model, 3 * d_model, bias=False)
         self.out = Linear(d_model, d_model, bias=False)
         self.cos_SD: Tensor
@@ -69,6 +70,8 @@ class Attention(nn.Module):
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
         B, S, D = x_BSD.shape
         q, k, v = self.qkv(x_BSD).view(B, S, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
+        if self.qk_norm:
+            q, k = (F.rms_norm(x, x.shape[-1:], eps=1e-6) for x in (q, k))
         q, k = self._rotate(q), self._rotate(k)
         allowed = None
         if mask_BS is not None:
@@ -79,6 +82,16 @@ class Attention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=allowed, is_causal=allowed is None)
         out_BSD: Tensor = self.out(y.transpose(1, 2).reshape(B, S, D))
         return out_BSD
+
+
+class Head(nn.Linear):
+    """Logits by weights of their own, which start at 0."""
+
+    def __init__(self, d_model: int, vocab_size: int) -> None:
+        super().__init__(d_model, vocab_size, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
 
 
 class Block(nn.Module):
@@ -124,6 +137,12 @@ class ModelOptions:
             list of indices. The others have a dense `mlp` of width d_ffn.
         dropout: probability on the outputs of attention and FFN.
         checkpoint: recompute each block in the backward pass instead of keeping its activations.
+        qk_norm: divide each head's queries and keys by their root mean square (arXiv:2010.04245).
+        zero_outputs: start the output projections of attention and FFNs at 0, so that each block
+            begins as the identity.
+        tied: the head is the embedding; false: weights of its own, which start at 0.
+        embedding_std: standard deviation of the initial embedding.
+        logit_cap: c of c · tanh(logits / c), which keeps logits within ±c; null: no cap.
     """
 
     d_model: Count = 128
@@ -134,6 +153,11 @@ class ModelOptions:
     ffn_layers: str | int | Sequence[int] = "all"
     dropout: Annotated[float, BELOW_1] = 0.0
     checkpoint: bool = False
+    qk_norm: bool = False
+    zero_outputs: bool = False
+    tied: bool = True
+    embedding_std: Annotated[float, ABOVE_0] = 0.02
+    logit_cap: Annotated[float | None, ABOVE_0] = None
 
 
 MODELS: Registry[ModelOptions] = Registry(
@@ -173,11 +197,11 @@ class Transformer(nn.Module):
         self.slots = slot_layers(options.ffn_layers, options.n_layers)
         with seeded(seed, "embedding"):
             self.embedding = nn.Embedding(vocab_size, d_model)
-            nn.init.normal_(self.embedding.weight, std=0.02)
+            nn.init.normal_(self.embedding.weight, std=options.embedding_std)
         blocks = []
         for layer in range(options.n_layers):
             with seeded(seed, f"attention{layer}"):
-                attention = Attention(d_model, options.n_heads, options.seq_len)
+                attention = Attention(d_model, options.n_heads, options.seq_len, options.qk_norm)
             with seeded(seed, f"ffn{layer}"):
                 node, width = ffn, d_hidden
                 if layer not in self.slots:
@@ -186,6 +210,12 @@ class Transformer(nn.Module):
                 blocks.append(Block(attention, slot, d_model, options.dropout))
         self.blocks = nn.ModuleList(blocks)
         self.norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.unembedding = None if options.tied else Head(d_model, vocab_size)
+        self.logit_cap = options.logit_cap
+        if options.zero_outputs:
+            for block in blocks:
+                for weight in (block.attention.out.weight, *block.ffn.output_weights()):
+                    nn.init.zeros_(weight)
 
     def forward(
         self,
@@ -221,7 +251,11 @@ class Transformer(nn.Module):
 
     def head(self, x_BSD: Tensor) -> Tensor:
         """Logits [B, S, V]."""
-        return F.linear(self.norm(x_BSD), self.embedding.weight)
+        head = self.unembedding or self.embedding
+        logits_BSV = F.linear(self.norm(x_BSD), head.weight)
+        if self.logit_cap is not None:
+            logits_BSV = self.logit_cap * (logits_BSV / self.logit_cap).tanh()
+        return logits_BSV
 
     def ffns(self) -> dict[str, FFN]:
         """The FFNs of the slot, by layer name."""

@@ -24,7 +24,8 @@ class Match(TypedDict):
 class Params(TypedDict):
     total: Annotated[float, "parameters of the model"]
     active: Annotated[float, "parameters that a token uses, with k experts per layer"]
-    embedding: Annotated[float, "of these, the embedding's, which is the head's too"]
+    embedding: Annotated[float, "of these, the embedding's, and the head's with model.tied=false"]
+    by_role: Annotated[dict[str, int], "by role in the optimiser: matrices, gates, embedding, …"]
     active_measured: Annotated[float, "active, with the experts that training really ran"]
 
 
@@ -100,6 +101,7 @@ class Result(TypedDict):
     ffn: Annotated[str, "name of the FFN"]
     router: Annotated[str | None, "name of the router; null for an FFN without one"]
     model: Annotated[dict[str, Any], "the options of model"]
+    optim: Annotated[dict[str, Any], "the options of the optimiser"]
     data: Data
     match: Annotated[Match | None, "null with match=none"]
     params: Params

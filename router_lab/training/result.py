@@ -17,6 +17,7 @@ from router_lab.losses import acting
 from router_lab.model.budget import measured_active_params, measured_flops
 from router_lab.model.ffn import FFN
 from router_lab.model.ffns.moe import MoE
+from router_lab.model.optim import by_role
 from router_lab.routing import Router
 from router_lab.runs.folder import RunDir
 from router_lab.runs.schema import SCHEMA, Result
@@ -55,12 +56,16 @@ def result_of(experiment: Experiment, run: RunDir, evaluation: Evaluation, step:
         "ffn": config["ffn"]["name"],
         "router": (config["ffn"].get("router") or {}).get("name"),
         "model": config["model"],
+        "optim": config["optim"],
         "data": {"name": corpus.name, "fingerprint": corpus.fingerprint, "unit": corpus.unit},
         "match": experiment.match.report() if experiment.match else None,
         "params": {
             "total": cost.total,
             "active": cost.active,
             "embedding": cost.embedding,
+            "by_role": {
+                role: sum(p.numel() for p in group) for role, group in by_role(model).items()
+            },
             "active_measured": measured_active_params(model, load),
         },
         "flops_per_token": cost.flops_per_token,

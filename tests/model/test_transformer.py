@@ -209,6 +209,62 @@ def test_attention_by_the_formula() -> None:
     torch.testing.assert_close(got_SD, want_SD, rtol=1e-5, atol=1e-6)
 
 
+def test_queries_and_keys_are_normalised() -> None:
+    """Attention then does not depend on how long they were."""
+    attention, plain = Attention(8, 2, S, qk_norm=True), Attention(8, 2, S)
+    plain.load_state_dict(attention.state_dict())
+    x_BSD = torch.randn(2, 5, 8)
+    q, k, v = attention.qkv(x_BSD).detach().view(2, 5, 3, 2, 4).unbind(2)
+    q, k = (2 * x / x.square().sum(dim=-1, keepdim=True).sqrt() for x in (q, k))
+    by_hand = torch.stack([q, k, v], dim=2).flatten(2)
+    plain.qkv.forward = lambda input: by_hand  # type: ignore[method-assign]
+    got_BSD = attention(x_BSD, None)
+    torch.testing.assert_close(got_BSD, plain(x_BSD, None), rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        attention.qkv.weight[:16] *= 10
+    torch.testing.assert_close(attention(x_BSD, None), got_BSD, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "ffn",
+    [
+        {"name": "mlp"},
+        {"name": "mistral"},
+        {**MOE, "n_shared": 1},
+        {**MOE, "expert": MOE},
+        {**MOE, "expert": {"name": "mistral"}},
+        {"name": "soft_moe", "n_experts": 4, "seq_len": S},
+        {"name": "mixture_of_depths", "share": 0.5},
+        {"name": "autonomy", "n_experts": 4},
+    ],
+    ids=str,
+)
+def test_blocks_whose_outputs_start_at_0_are_the_identity(ffn: Any) -> None:
+    plain, model = build(ffn), build(ffn, zero_outputs=True)
+    tokens_BS = torch.randint(V, (2, S))
+    torch.testing.assert_close(model(tokens_BS).logits_BSV, model.head(model.embedding(tokens_BS)))
+    assert not torch.allclose(plain(tokens_BS).logits_BSV, plain.head(plain.embedding(tokens_BS)))
+    for name, p in plain.named_parameters():  # the others are drawn as before
+        same = model.get_parameter(name)
+        assert p.equal(same) or not same.any(), name
+
+
+def test_an_untied_head_starts_at_0_and_a_cap_bounds_the_logits() -> None:
+    tokens_BS = torch.randint(V, (2, S))
+    tied, untied = build(embedding_std=1.0), build(embedding_std=1.0, tied=False)
+    assert not untied(tokens_BS).logits_BSV.any()
+    assert untied.unembedding is not None and untied.unembedding.weight.shape == (V, 16)
+    assert tied.embedding.weight.equal(untied.embedding.weight)
+    assert 0.9 < tied.embedding.weight.std() < 1.1
+    with torch.no_grad():
+        untied.unembedding.weight.copy_(tied.embedding.weight)
+    logits_BSV = tied(tokens_BS).logits_BSV
+    torch.testing.assert_close(untied(tokens_BS).logits_BSV, logits_BSV)
+    assert logits_BSV.abs().max() > 3
+    capped = build(embedding_std=1.0, logit_cap=3.0)(tokens_BS).logits_BSV
+    torch.testing.assert_close(capped, 3 * torch.tanh(logits_BSV / 3))
+
+
 def test_records_of_experts_that_route_again() -> None:
     inner = {"name": "moe", "n_experts": 2, "router": {"name": "softmax_topk", "k": 2}}
     model = build({**MOE, "expert": inner})

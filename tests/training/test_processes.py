@@ -22,6 +22,7 @@ OPTIONS = ("loss=none", "trainer.accelerator=cpu", f"budget=tokens:{STEPS * 2 * 
     [
         ("router=loss_free",),
         ("router=noisy_topk", "router.w_importance=0", "router.w_load=0"),
+        ("router=loss_free", "experiment=recipe", "optim.every=2"),
         # An inner expert that gets no token on one rank has no gradient and no record there.
         ("ffn=hierarchical", "ffn.n_experts=12", "ffn.expert.n_experts=2", "router.k=2"),
     ],

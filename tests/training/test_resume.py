@@ -115,6 +115,8 @@ CASES = {
               f"budget=tokens:{STEPS * 2 * 4 * 32}"),
     # A bias in a buffer that every step moves.
     "bias": ("router=loss_free", BUDGET),
+    # Momentum, and whose turn it is.
+    "muon": ("experiment=recipe", "optim.every=3", BUDGET),
 }  # fmt: skip
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -79,6 +81,9 @@ class AutonomyOfExperts(FFN):
         rows_RD = grouped_linear(F.silu(gate_RF) * value_RF, self.out_EFD, plan.sizes)
         y_TD = combine(rows_RD, routing.taken.weight_A[plan.order_R], plan)
         return y_TD.to(x_TD.dtype), {"": routing}
+
+    def output_weights(self) -> Iterator[Tensor]:
+        yield self.out_EFD
 
     def active_params(self) -> float:
         going_on = self.up_ELF.numel() + self.value_EDF.numel() + self.out_EFD.numel()

@@ -1,5 +1,7 @@
 """The dense gated layer of Mistral and Llama, with any activation."""
 
+from collections.abc import Iterator
+
 from torch import Tensor
 
 from router_lab.model.ffn import FFN, Linear, activation
@@ -27,3 +29,6 @@ class MistralMLP(FFN):
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> tuple[Tensor, dict[str, Routing]]:
         return self.down_proj(self.act(self.gate_proj(x_TD)) * self.up_proj(x_TD)), {}
+
+    def output_weights(self) -> Iterator[Tensor]:
+        yield self.down_proj.weight

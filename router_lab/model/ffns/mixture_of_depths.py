@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -126,6 +126,9 @@ class MixtureOfDepths(FFN):
         return {
             qualified("expert0", name): router for name, router in self.expert.routers().items()
         }
+
+    def output_weights(self) -> Iterator[Tensor]:
+        return self.expert.output_weights()
 
     def active_params(self) -> float:
         always = sum(p.numel() for m in (self.gate, self.predictor) for p in m.parameters())

@@ -1,5 +1,7 @@
 """A dense SwiGLU layer with gate and up in one projection."""
 
+from collections.abc import Iterator
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -27,3 +29,6 @@ class MLP(FFN):
     def forward(self, x_TD: Tensor, context: RouterContext) -> tuple[Tensor, dict[str, Routing]]:
         gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
         return self.down(F.silu(gate_TF) * up_TF), {}
+
+    def output_weights(self) -> Iterator[Tensor]:
+        yield self.down.weight

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -159,6 +159,11 @@ class MoE(FFN):
 
     def routers(self) -> dict[str, Router]:
         return {"": self.router, **self.experts.routers()}
+
+    def output_weights(self) -> Iterator[Tensor]:
+        yield from self.experts.output_weights()
+        if self.shared is not None:
+            yield from self.shared.output_weights()
 
     def active_params(self) -> float:
         """Counts experts as often as the router selects them: drops do not make the model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,7 @@ class SoftMoE(FFN):
     paper = "Soft MoE, Puigcerver et al. 2023, arXiv:2308.00951, eq. 1–3"
     reference = "golden outputs of google-research/vmoe; a loop over sequences, slots and tokens"
     lookahead = "always"
+    gates = ("slot_ND",)
 
     def __init__(
         self,
@@ -98,6 +100,9 @@ class SoftMoE(FFN):
         return Routing.from_topk(
             index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE, context=context
         )
+
+    def output_weights(self) -> Iterator[Tensor]:
+        return self.experts.output_weights()
 
     def active_params(self) -> float:
         return self._experts_met() * self.experts.active_params() + self.slot_ND.numel() + 1
