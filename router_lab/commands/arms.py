@@ -25,7 +25,7 @@ Overrides = tuple[str, ...]
 
 @dataclass(frozen=True)
 class PlannedRun:
-    run: RunDir
+    dir: RunDir
     state: RunState
     to_do: bool
 
@@ -35,12 +35,11 @@ class ArmPlan:
     """An arm: its runs, one per seed, and what its configuration describes.
 
     Attributes:
-        overrides: without the seed.
         tokens_per_second: of training, None if unknown.
-        source: where that is from: earlier runs, or a few steps.
+        source: how that is known: from earlier runs, or from a few steps.
     """
 
-    overrides: Overrides
+    overrides: Overrides  # without the seed
     runs: list[PlannedRun]
     experiment: Experiment
     tokens_per_second: float | None
@@ -48,17 +47,17 @@ class ArmPlan:
 
     @property
     def name(self) -> str:
-        return self.runs[0].run.arm
+        return self.runs[0].dir.arm
 
     @property
     def tokens(self) -> int | None:
-        """That a run trains on; None if its budget is in seconds."""
+        """Tokens that a run trains on; None if its budget is in seconds."""
         steps = self.experiment.steps
         return steps * self.experiment.tokens_per_step if steps else None
 
     @property
     def seconds(self) -> float | None:
-        """That a run takes. A window of validation counts as a third of one of training."""
+        """Seconds per run. A validation window counts as a third of a training window."""
         if self.tokens is None:
             return self.experiment.budget.amount
         if self.tokens_per_second is None:
@@ -68,14 +67,14 @@ class ArmPlan:
         return (self.tokens + validation) / self.tokens_per_second
 
     def seconds_left(self) -> list[float | None]:
-        """Of each run that is to do, in the order of the seeds."""
-        return [self._left(one.state) for one in self.runs if one.to_do]
-
-    def _left(self, state: RunState) -> float | None:
-        if self.seconds is None or state.state == "new":
-            return self.seconds
-        step, steps = number(state.status, "step"), number(state.status, "steps")
-        return self.seconds * (1 - step / steps) if step and steps else self.seconds
+        """Of each run to do, in the order of the seeds."""
+        left = []
+        for run in self.runs:
+            step, steps = (number(run.state.status, key) for key in ("step", "steps"))
+            share = 1 - step / steps if step and steps else 1.0
+            if run.to_do:
+                left.append(self.seconds and self.seconds * share)
+        return left
 
 
 def planned_arms(
@@ -84,7 +83,7 @@ def planned_arms(
     """The arms of the runs with these overrides.
 
     Args:
-        measure: whether to time arms of which no run tells how long it takes.
+        measure: whether to time a few steps of arms that have never been trained here.
 
     Raises:
         UserError: an arm cannot be trained; the message lists all such arms.
@@ -94,12 +93,9 @@ def planned_arms(
         seeds.setdefault(one[:-1], []).append(one[-1])
     arms: list[ArmPlan] = []
     mistakes: dict[str, str] = {}
-    fingerprints: set[str] = set()
     for of_arm, of_seeds in seeds.items():
         try:
-            arm = _arm(of_arm, [compose((*of_arm, seed)) for seed in of_seeds], fingerprints)
-            arms.append(arm)
-            fingerprints.add(arm.runs[0].run.fingerprint)
+            arms.append(_arm(of_arm, [compose((*of_arm, seed)) for seed in of_seeds], arms))
         except Exception as error:
             mistakes[_label(of_arm)] = mistake(error) or describe(error)
     if mistakes:
@@ -107,12 +103,14 @@ def planned_arms(
     return [_timed(arm) for arm in arms] if measure else arms
 
 
-def _arm(overrides: Overrides, configs: list[DictConfig], before: set[str]) -> ArmPlan:
+def _arm(overrides: Overrides, configs: list[DictConfig], before: Sequence[ArmPlan]) -> ArmPlan:
+    """The plan of an arm; runs that an arm before it stands for are not to do."""
+    planned = {arm.runs[0].dir.fingerprint for arm in before}
     runs: dict[Any, PlannedRun] = {}
     for cfg in configs:
         run = run_dir(cfg)
         state = read_state(run.folder)
-        to_do = run.fingerprint not in before and will_train(state, cfg.retry)
+        to_do = run.fingerprint not in planned and will_train(state, cfg.retry)
         runs[run.folder] = PlannedRun(run, state, to_do)
     config: Any = OmegaConf.to_container(without_hydra(configs[0]), resolve=True)
     speed = tokens_per_second(one.state for one in runs.values())
@@ -121,7 +119,7 @@ def _arm(overrides: Overrides, configs: list[DictConfig], before: set[str]) -> A
 
 
 def _counted(config: dict[str, Any]) -> Experiment:
-    """The experiment, its model without memory if its constructors allow that."""
+    """The experiment, its model on the meta device if the constructors allow it."""
     import torch
 
     from router_lab.experiment import build
@@ -136,7 +134,7 @@ def _counted(config: dict[str, Any]) -> Experiment:
 
 
 def _timed(arm: ArmPlan) -> ArmPlan:
-    """The arm with its speed measured, if it has runs to do and nothing else tells it."""
+    """The arm with its speed measured, if it has runs to do and the speed is unknown."""
     if arm.seconds is not None or not arm.seconds_left():
         return arm
     from router_lab.experiment import build
@@ -147,7 +145,7 @@ def _timed(arm: ArmPlan) -> ArmPlan:
 
 
 def _label(overrides: Overrides) -> str:
-    """The arm's name if it was given, otherwise all of its overrides."""
+    """The arm's name if it has one, otherwise all of its overrides."""
     named = [text for text in overrides if text.startswith("arm=")]
     return named[-1].partition("=")[2].strip("'") if named else " ".join(overrides)
 

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
     from router_lab.commands.arms import ArmPlan, PlannedRun
 
 HIDDEN = frozenset({"arm", "seed", "grid.name", "out", "retry"})
-"""Overrides that say which runs there are and where, not what they are."""
+"""Overrides that name runs and place them; they do not describe them."""
 WIDE = 110
-"""Characters from which on the differences stand in the same table as the numbers."""
+"""Terminals at least this wide show the differences in the same table as the numbers."""
 
 
 def print_plan(arms: Sequence[ArmPlan], places: int) -> None:
     """Prints the plan.
 
     Args:
-        places: how many runs go side by side.
+        places: how many runs train at a time.
     """
     out = console()
     common, differences = split(arms)
@@ -37,18 +37,16 @@ def print_plan(arms: Sequence[ArmPlan], places: int) -> None:
         out.print(Text(f"{'Every arm' if len(arms) > 1 else 'Options'}: {' '.join(common)}"))
     columns = columns_of(arms)
     shared = [name for name in ("Steps", "Tokens") if len(set(columns[name])) == 1]
-    told = [f"{cell} {name.lower()}" for name in shared if (cell := columns.pop(name)[0]) != "–"]
-    if told:
-        out.print(Text(f"Every run: {', '.join(told)}"))
+    lengths = [f"{cell} {name.lower()}" for name in shared if (cell := columns.pop(name)[0]) != "–"]
+    if lengths:
+        out.print(Text(f"Every run: {', '.join(lengths)}"))
+    tables = [columns]
     if len(arms) > 1:
-        own = {"Arm": columns["Arm"], "Differs in": [" ".join(one) for one in differences]}
-        if out.width < WIDE:
-            out.print()
-            out.print(table(own))
-        else:
-            columns = own | columns
-    out.print()
-    out.print(table(columns))
+        names = {"Arm": columns["Arm"], "Differs in": [" ".join(one) for one in differences]}
+        tables = [names, columns] if out.width < WIDE else [names | columns]
+    for one in tables:
+        out.print()
+        out.print(table(one))
     out.print()
     for note in notes(arms, places):
         out.print(Text(note))
@@ -66,20 +64,19 @@ def table(columns: Mapping[str, Sequence[str]]) -> Table:
 
 def title(arms: Sequence[ArmPlan]) -> str:
     """`first_look: 5 arms × seeds 0, 1 = 10 runs in runs/first_look: 10 new; 10 to do`."""
-    runs = [one for arm in arms for one in arm.runs]
-    seeds = list(dict.fromkeys(str(one.run.seed) for one in runs))
+    runs = [run for arm in arms for run in arm.runs]
+    seeds = list(dict.fromkeys(str(run.dir.seed) for run in runs))
     shown = f"seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
     shown = shown if len(seeds) <= 8 else count(len(seeds), "seed")
-    first = runs[0].run
+    first = runs[0].dir
     return (
         f"{first.grid}: {count(len(arms), 'arm')} × {shown} = {count(len(runs), 'run')} "
-        f"in {first.folder.parent}: {states(runs)}; {sum(one.to_do for one in runs)} to do"
+        f"in {first.folder.parent}: {states(runs)}; {sum(run.to_do for run in runs)} to do"
     )
 
 
 def states(runs: Iterable[PlannedRun]) -> str:
-    counts = Counter(one.state.state for one in runs)
-    return ", ".join(f"{n} {state}" for state, n in counts.items())
+    return ", ".join(f"{n} {state}" for state, n in Counter(r.state.state for r in runs).items())
 
 
 def split(arms: Sequence[ArmPlan]) -> tuple[list[str], list[list[str]]]:
@@ -89,11 +86,11 @@ def split(arms: Sequence[ArmPlan]) -> tuple[list[str], list[list[str]]]:
         for arm in arms
     ]
     common = [text for text in by_arm[0] if all(text in other for other in by_arm)]
-    return common, [[text for text in own if text not in common] for own in by_arm]
+    return common, [[text for text in one if text not in common] for one in by_arm]
 
 
 def columns_of(arms: Sequence[ArmPlan]) -> dict[str, list[str]]:
-    """The cells of each column, an arm each."""
+    """The cells of each column, one per arm."""
     return {
         "Arm": [arm.name for arm in arms],
         "d_hidden": [str(arm.experiment.d_hidden) for arm in arms],
@@ -109,7 +106,7 @@ def columns_of(arms: Sequence[ArmPlan]) -> dict[str, list[str]]:
 
 
 def off_match(arm: ArmPlan) -> str:
-    """How far the layer is from what it is matched to; ≠ beyond the tolerance."""
+    """By how much the layer misses its budget; ≠ beyond the tolerance."""
     match = arm.experiment.match
     if match is None:
         return "–"
@@ -119,22 +116,22 @@ def off_match(arm: ArmPlan) -> str:
 
 def notes(arms: Sequence[ArmPlan], places: int) -> list[str]:
     """The sentences below the table."""
-    said = []
+    lines = []
     if any(off_match(arm).startswith("≠") for arm in arms):
-        said.append(f"≠ more than {TOLERANCE:.0%} off the budget that the arms are matched to.")
+        lines.append(f"≠ more than {TOLERANCE:.0%} off the budget that the arms are matched to.")
     by_fingerprint: dict[str, list[str]] = {}
     for arm in arms:
-        by_fingerprint.setdefault(arm.runs[0].run.fingerprint, []).append(arm.name)
-    said += [
+        by_fingerprint.setdefault(arm.runs[0].dir.fingerprint, []).append(arm.name)
+    lines += [
         f"{listing(names)} are one configuration; only {names[0]} is trained."
         for names in by_fingerprint.values()
         if len(names) > 1
     ]
-    return [*said, *time_notes(arms, places)]
+    return [*lines, *time_notes(arms, places)]
 
 
 def time_notes(arms: Sequence[ArmPlan], places: int) -> list[str]:
-    """How long the runs that are to do take, and where that is from."""
+    """How long the runs to do take, and what that estimate is based on."""
     by_arm = [arm.seconds_left() for arm in arms]
     in_order = [left for seed in zip_longest(*by_arm, fillvalue=0.0) for left in seed if left != 0]
     if not in_order:
@@ -143,7 +140,7 @@ def time_notes(arms: Sequence[ArmPlan], places: int) -> list[str]:
         return [f"{count(len(in_order), 'run')} to do; --no-time left out how long they take."]
     seconds = [left for left in in_order if left is not None]
     side_by_side = f", {places} at a time" if min(places, len(seconds)) > 1 else ""
-    said = f"About {duration(makespan(seconds, places))} for {count(len(seconds), 'run')} to do"
+    time = f"About {duration(makespan(seconds, places))} for {count(len(seconds), 'run')} to do"
     sources: dict[str, list[str]] = {}
     for arm in arms:
         if arm.source and arm.seconds_left():
@@ -152,4 +149,4 @@ def time_notes(arms: Sequence[ArmPlan], places: int) -> list[str]:
         source if len(sources) == 1 else f"{source} ({listing(names)})"
         for source, names in sources.items()
     )
-    return [f"{said}{side_by_side}.", *([f"Time by {how}; validation included."] if how else [])]
+    return [f"{time}{side_by_side}.", *([f"Time by {how}; validation included."] if how else [])]

@@ -18,7 +18,7 @@ FALL = 0.005  # … in which the bits per byte of a converged arm fall by less t
 
 @dataclass(frozen=True)
 class Band:
-    """A curve over seeds: mean, lowest and highest of the `n` seeds, at each x (all ascending)."""
+    """A curve over `n` seeds: their mean, lowest and highest value at each x (ascending)."""
 
     x: np.ndarray
     mean: np.ndarray
@@ -33,25 +33,21 @@ class Band:
 def band(
     arm: Arm, by: str = "tokens", of: str = "bits_per_byte", less: Arm | None = None
 ) -> Band | None:
-    """The curve of `of` against `by` where all seeds have it; None without a curve.
+    """The curve of `of` against `by` over the range that all seeds cover; None without a curve.
 
-    With `less`, the difference arm − less of the runs with the same seed. The runs' own points are
-    used where they agree (tokens), otherwise (seconds) curves are interpolated at 60 points.
+    With `less`, the difference arm − less, paired by seed. The recorded points are used if the runs
+    share them (tokens); otherwise (seconds) the curves are interpolated at 60 points.
     """
-    mine = _curves(arm, by, of)
-    if less is not None:
-        its = _curves(less, by, of)
-        mine = {seed: curve for seed, curve in mine.items() if seed in its}
-        pairs = [(curve, its[seed]) for seed, curve in mine.items()]
-        x = _common_x([curve for pair in pairs for curve in pair])
-        y = [np.interp(x, *curve.T) - np.interp(x, *other.T) for curve, other in pairs]
-    else:
-        x = _common_x(list(mine.values()))
-        y = [np.interp(x, *curve.T) for curve in mine.values()]
+    curves, base = _curves(arm, by, of), _curves(less, by, of) if less else None
+    if base is not None:
+        curves = {seed: curve for seed, curve in curves.items() if seed in base}
+    x = _common_x([*curves.values(), *(base[seed] for seed in curves if base)])
     if not len(x):
         return None
-    table = np.stack(y)
-    return Band(x, table.mean(0), table.min(0), table.max(0), len(y))
+    y = np.stack([np.interp(x, *curve.T) for curve in curves.values()])
+    if base is not None:
+        y -= np.stack([np.interp(x, *base[seed].T) for seed in curves])
+    return Band(x, y.mean(0), y.min(0), y.max(0), len(y))
 
 
 def _curves(arm: Arm, by: str, of: str) -> dict[int, np.ndarray]:
@@ -60,14 +56,14 @@ def _curves(arm: Arm, by: str, of: str) -> dict[int, np.ndarray]:
 
 
 def _common_x(curves: list[np.ndarray]) -> np.ndarray:
-    """Ascending points at which every curve is known; empty where there are none."""
+    """Ascending points that every curve covers; empty if there are none."""
     if not curves:
         return np.empty(0)
     x = curves[0][:, 0]
     if not all(len(c) == len(x) and np.allclose(c[:, 0], x, rtol=1e-6) for c in curves):
         start, end = max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves)
         x = np.linspace(start, end, POINTS) if start < end else np.empty(0)
-    if len(x) > 4 * POINTS:  # a point a pixel is enough
+    if len(x) > 4 * POINTS:  # one point per pixel is enough
         x = np.interp(np.linspace(0, len(x) - 1, 4 * POINTS), np.arange(len(x)), x)
     return x
 
@@ -94,8 +90,8 @@ def fall_at_the_end(arm: Arm) -> float | None:
 def loads(arm: Arm) -> tuple[list[str], np.ndarray] | None:
     """Layer names and the load of each expert as a multiple of the balanced load, (L, E).
 
-    An expert's number means nothing across seeds, so in each layer of each run the experts are put
-    in order, the busiest first, and then averaged over seeds. NaN where a layer has fewer experts.
+    Expert numbers do not carry over from seed to seed, so the experts of each layer and run are
+    sorted, the busiest first, before averaging over seeds. NaN where a layer has fewer experts.
     """
     by_layer: dict[str, list[np.ndarray]] = {}
     for run in arm.runs:

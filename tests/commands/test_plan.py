@@ -78,7 +78,7 @@ def fake_runs(arguments: list[str], **states: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(command, "planned_arms", planned)
         main(["plan", *arguments, "--no-time"])
-    runs = {f"{one.run.arm}_{one.run.seed}": one.run for arm in arms for one in arm.runs}
+    runs = {f"{one.dir.arm}_{one.dir.seed}": one.dir for arm in arms for one in arm.runs}
     for name, state in states.items():
         run = runs[name]
         run.folder.mkdir(parents=True)
