@@ -28,7 +28,7 @@ REFERENCES = Path(__file__).with_name("references.json")
 
 
 def list_kinds(kind: str | None = None, plugins: Iterable[str] = ()) -> None:
-    """Prints what can be chosen, presets included, and the plugins that could not be imported.
+    """Prints the choices, presets included, and the plugins that could not be imported.
 
     Args:
         kind: `routers`, `ffns`, …; None for all.
@@ -46,13 +46,12 @@ def list_kinds(kind: str | None = None, plugins: Iterable[str] = ()) -> None:
             console.print(_listing(registry))
             problems |= registry.problems
     if kind == "metrics":  # torchmetrics takes two seconds to import
-        from router_lab.commands.metrics import PROBLEMS, metric_rows
+        from router_lab import metrics
+        from router_lab.commands.metrics import metric_rows
 
-        table = _table("metric", "computed from", "what it is")
-        for row in metric_rows():
-            table.add_row(*row)
-        console.print(table)
-        problems |= PROBLEMS
+        metrics.load_installed()
+        console.print(_table(("metric", "computed from", "what it is"), metric_rows()))
+        problems |= metrics.PROBLEMS
     more = "" if kind else " `router-lab list metrics` lists what is measured."
     console.print(f"`router-lab explain NAME` explains one.{more}", markup=False)
     for name, why in problems.items():
@@ -63,10 +62,12 @@ def _listing(registry: Registry[Any]) -> Table:
     """One kind as a table: its classes and then its presets."""
     routes = registry.kind in ("router", "ffn")
     looks = ["looks ahead"] if routes else []
-    table = _table(f"{registry.kind}=", "options", *looks, "what it is")
+    table = _table((f"{registry.kind}=", "options", *looks, "what it is"))
     for name in registry.names():
         cls = registry.get(name)
-        options = ", ".join(f"{one.name}={_default(one)}" for one in registry.options(name))
+        options = ", ".join(
+            f"{option.name}={_default(option)}" for option in registry.options(name)
+        )
         about = Text(_short(getattr(cls, "paper", "")) or summary(cls)) + _origin(cls)
         lookahead = [_lookahead(registry, name)] if routes else []
         table.add_row(Text(name, "bold"), Text(options), *lookahead, about)
@@ -78,11 +79,12 @@ def _listing(registry: Registry[Any]) -> Table:
 
 
 def explain(name: str, plugins: Iterable[str] = ()) -> None:
-    """Prints what a router, FFN, loss, metric, … or preset does, its options, and what is known.
+    """Prints what a router, FFN, loss, metric, … or preset does, and its options.
 
     Args:
         name: as it is chosen; or `model`, `optim`, `trainer`: that part of the configuration; or a
             metric, as `metric.NAME` if something else has the name too.
+        plugins: paths of loose files that register something.
 
     Raises:
         UserError: nothing has the name.
@@ -90,9 +92,9 @@ def explain(name: str, plugins: Iterable[str] = ()) -> None:
     for path in plugins:
         load_plugin(path)
     console = Console(highlight=False)
-    chosen: set[str] = set()
+    choices: set[str] = set()
     for kind, registry in registries().items():
-        chosen |= {kind, *registry.names()}
+        choices |= {kind, *registry.names()}
         if name in registry.names():
             _explain(console, registry, name)
         elif name == kind and len(registry.names()) == 1:
@@ -100,30 +102,27 @@ def explain(name: str, plugins: Iterable[str] = ()) -> None:
         elif name == kind:
             console.print(_listing(registry))
         for preset in presets(kind):
-            chosen.add(preset.name)
+            choices.add(preset.name)
             if preset.name == name:
                 _explain_preset(console, registry, preset)
-    if name in chosen:
+    if name in choices:
         return
-    from router_lab.commands.metrics import METRICS, explain_metric, load_installed
+    from router_lab.commands.metrics import explain_metric
+    from router_lab.metrics import METRICS, load_installed
 
     load_installed()
     if (metric := name.removeprefix("metric.")) in METRICS:
         explain_metric(console, metric)
     else:
-        chosen |= METRICS.keys()
-        right = choices_text(name, sorted(chosen), "`router-lab list` has all")
+        right = choices_text(name, sorted(choices | METRICS.keys()), "`router-lab list` has all")
         raise UserError(f"Nothing is named {name!r}; {right}.")
 
 
 def _explain(console: Console, registry: Registry[Any], name: str) -> None:
     cls = registry.get(name)
     console.print(Text(f"{name}: {cls.__name__} in {inspect.getsourcefile(cls)}", "bold"))
-    if paper := getattr(cls, "paper", ""):
-        console.print(Text(paper))
-    console.print()
-    console.print(Text(split_docstring(cls)[0]))
-    console.print()
+    console.print(Text(f"{getattr(cls, 'paper', '')}\n".lstrip("\n")))
+    console.print(Text(split_docstring(cls)[0] + "\n"))
     _print_options(console, cls, registry.options(name))
     loose = _loose_file(cls)
     plugin = f"plugins=[{loose}] " if loose else ""
@@ -136,29 +135,30 @@ def _explain(console: Console, registry: Registry[Any], name: str) -> None:
     _print_facts(console, facts)
     checks = [check for check in references() if check["router"] == name]
     if checks and hasattr(cls, "reference"):
-        table = _table("compared in the tests with", "reference", "tolerance", "largest error")
-        for check in checks:
-            tolerance, error = f"{check['tolerance']:.0e}", f"{check['error']:.1e}"
-            table.add_row(Text(check["against"]), check["kind"], tolerance, error)
-        console.print(table)
+        titles = ("compared in the tests with", "reference", "tolerance", "largest error")
+        rows = (
+            (Text(check["against"]), check["kind"], f"{check['tolerance']:.0e}",
+             f"{check['error']:.1e}")
+            for check in checks
+        )  # fmt: skip
+        console.print(_table(titles, rows))
 
 
 def _explain_preset(console: Console, registry: Registry[Any], preset: Preset) -> None:
     console.print(Text(f"{preset.name}: a preset of {registry.kind} in {preset.path}", "bold"))
-    console.print(Text(preset.about))
-    console.print()
+    console.print(Text(preset.about + "\n"))
+    facts = {"train": f"router-lab train {registry.kind}={preset.name}"}
     if preset.of:
         options = {option.name: option for option in registry.options(preset.of)}
         options |= {key: options[key].with_default(value) for key, value in preset.values.items()}
-        _print_options(console, registry.get(preset.of), list(options.values()))
-    facts = {"train": f"router-lab train {registry.kind}={preset.name}"}
-    if preset.of:
+        _print_options(console, registry.get(preset.of), options.values())
         facts["built on"] = f"{preset.of}: `router-lab explain {preset.of}`"
     _print_facts(console, facts | preset.chooses)
 
 
 def _print_options(console: Console, cls: type, options: Iterable[Option]) -> None:
-    table, about = _table("option", "type", "default", ""), meanings(cls)
+    about = meanings(cls)
+    table = _table(("option", "type", "default", ""))
     for option in options:
         cells = (option.type_text, _default(option), about.get(option.name, ""))
         table.add_row(Text(option.name, "bold"), *map(Text, cells))
@@ -167,20 +167,27 @@ def _print_options(console: Console, cls: type, options: Iterable[Option]) -> No
 
 
 def _facts(registry: Registry[Any], name: str) -> dict[str, str]:
-    """What is known of a class beside its docstring and options."""
+    """Facts about a class that its docstring and options do not give."""
     cls = registry.get(name)
     facts = {}
     if registry is ROUTERS:
         router = typical(name)
-        own = (router or cls).lookahead
-        facts["looks ahead"] = _lookahead_text(own, router_lookahead(router) if router else own)
-        facts["experts per token"] = _experts_text(cls, router)
+        lookahead = (router or cls).lookahead
+        with_limit = router_lookahead(router) if router else lookahead
+        k = f"{router.mean_k:g}" if router else "k"
+        varies = f"{k} on average; the number varies"
+        facts["looks ahead"] = _lookahead_text(lookahead, with_limit)
+        facts["experts per token"] = f"exactly {k}" if cls.fixed_k else varies
         facts["loss=default"] = _losses_text(router or cls)
     elif registry.kind == "ffn" and name != "moe":
         facts["looks ahead"] = _lookahead_text(cls.lookahead, cls.lookahead)
         facts["loss=default"] = _losses_text(cls)
     if registry.kind == "loss":
-        users = [one for one in ROUTERS.names() if name in _default_losses(one)]
+        users = [
+            router
+            for router in ROUTERS.names()
+            if name in (typical(router) or ROUTERS.get(router)).default_losses
+        ]
         facts["loss=default of"] = ", ".join(users) or "no router"
     if hasattr(cls, "reference"):
         facts["checked against"] = cls.reference or "nothing: it names no reference"
@@ -188,13 +195,13 @@ def _facts(registry: Registry[Any], name: str) -> dict[str, str]:
 
 
 def references() -> list[dict[str, Any]]:
-    """The recorded checks: router, against, kind ("independent" or "own loop"), tolerance, error,
-    test. Empty before any record."""
+    """The recorded checks, each with router, against, kind ("independent" or "own loop"),
+    tolerance, error and test. Empty if none is recorded."""
     return json.loads(REFERENCES.read_text()) if REFERENCES.is_file() else []
 
 
 def typical(name: str) -> Router | None:
-    """The router with its default options among eight experts; None where these do not fit."""
+    """The router with default options and eight experts; None if they do not fit together."""
     try:
         return ROUTERS.build({"name": name}, d_model=16, n_experts=8)
     except UserError:
@@ -202,17 +209,13 @@ def typical(name: str) -> Router | None:
 
 
 def router_lookahead(router: Router) -> Lookahead:
-    """That of a layer with this router, whose own capacity limit is included."""
+    """How far a layer with this router looks ahead, with the router's capacity limit."""
     limit = router.capacity
     return furthest(router.lookahead, limit.lookahead(router) if limit else "never")
 
 
-def _default_losses(router: str) -> Mapping[str, Any]:
-    return (typical(router) or ROUTERS.get(router)).default_losses
-
-
 def _lookahead(registry: Registry[Any], name: str) -> Text:
-    """How far a class looks ahead with its default options."""
+    """How far a class looks ahead with default options."""
     if name == "moe":
         return Text("as its router")
     router = typical(name) if registry is ROUTERS else None
@@ -227,46 +230,39 @@ def _print_facts(console: Console, facts: Mapping[str, str]) -> None:
     console.print(table)
 
 
-def _table(*columns: str) -> Table:
+def _table(titles: Iterable[str], rows: Iterable[Iterable[Any]] = ()) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def _default(option: Option) -> str:
-    """As one would write it on the command line."""
-    if option.required:
-        return "required"
-    return shown(option.default)
-
-
-def _experts_text(cls: type[Router], router: Router | None) -> str:
-    k = f"{router.mean_k:g}" if router else "k"
-    return f"exactly {k}" if cls.fixed_k else f"{k} on average; the number varies"
+    """As it is written on the command line."""
+    return "required" if option.required else shown(option.default)
 
 
 def _losses_text(owner: Any) -> str:
-    """What acts with `loss=default`: the terms of the config and those of the router itself."""
-    terms = acting(build_losses({"default": {}}, owner.default_losses), [_own_losses(owner)])
+    """What acts with `loss=default`: the configuration's terms and the router's own.
+
+    The own losses of a class may be a property of its instances; then they are left out.
+    """
+    own = owner.own_losses if isinstance(owner.own_losses, Mapping) else {}
     texts = []
-    for term in terms:
+    for term in acting(build_losses({"default": {}}, owner.default_losses), [own]):
         options = ", ".join(f"{key}={value}" for key, value in term.items() if key != "name")
         texts.append(f"{term['name']} ({options})")
     return "; ".join(texts) or "no loss"
 
 
-def _own_losses(owner: Any) -> Mapping[str, float]:
-    """Empty for a class whose own losses are a property of its instances."""
-    return owner.own_losses if isinstance(owner.own_losses, Mapping) else {}
-
-
-def _lookahead_text(own: Lookahead, with_limit: Lookahead) -> str:
-    """Args: own: of the router or layer. with_limit: the same with its capacity limit."""
+def _lookahead_text(alone: Lookahead, with_limit: Lookahead) -> str:
+    """How far a router or layer looks ahead, alone and with its capacity limit, in words."""
     if with_limit == "never":
         return "never: a token's routing depends on no later token and on no other sequence"
     cause = "a token's routing depends on later tokens"
-    if own != with_limit:
+    if alone != with_limit:
         cause = "the room under its capacity limit grows with the tokens, later ones included"
     if with_limit == "in training":
         return f"in training, not in evaluation: {cause}"
@@ -287,5 +283,5 @@ def _origin(cls: type) -> Text:
 
 
 def _loose_file(cls: type) -> str | None:
-    """The path of the file, where it was loaded by its path."""
+    """The path of the loose file that defines the class; None if it was installed."""
     return sys.modules[cls.__module__].__file__ if cls.__module__.startswith(LOOSE) else None

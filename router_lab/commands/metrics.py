@@ -9,14 +9,11 @@ from rich.console import Console
 from rich.text import Text
 
 from router_lab.commands.docstrings import flowing_paragraphs
-from router_lab.metrics import METRICS, PROBLEMS, SUMS, load_installed
-
-__all__ = ["METRICS", "PROBLEMS", "explain_metric", "load_installed", "metric_rows"]
+from router_lab.metrics import METRICS, SUMS
 
 
 def metric_rows() -> Iterable[tuple[Text, str, str]]:
-    """Name, the sums that it reads, and the first line about it."""
-    load_installed()
+    """Name, the sums that it is computed from, and the first line of its docstring."""
     for metric in METRICS.values():
         about = inspect.getdoc(metric.function) or ""
         yield Text(metric.name, "bold"), ", ".join(metric.sums), about.split("\n")[0]
@@ -26,12 +23,10 @@ def explain_metric(console: Console, name: str) -> None:
     """Prints the formula and source of a metric, and what its sums count."""
     metric = METRICS[name]
     path = inspect.getsourcefile(metric.function)
-    console.print(Text(f"{name}: a metric of routing records, in {path}", "bold"))
-    console.print()
-    console.print(Text(flowing_paragraphs(inspect.getdoc(metric.function) or "")))
-    console.print()
+    console.print(Text(f"{name}: a metric of routing records, in {path}\n", "bold"))
+    console.print(Text(flowing_paragraphs(inspect.getdoc(metric.function) or "") + "\n"))
     for sum_name in metric.sums:
         about = inspect.getdoc(SUMS[sum_name].of) or "summed over the tokens"
         console.print(Text.assemble((f"  {sum_name}  ", "bold"), about.split("\n")[0]))
-    shown = f"router-lab compare DIR --columns {name}"
-    console.print(Text(f"\nMeasured at every validation; a column of the comparison: {shown}"))
+    example = f"router-lab compare DIR --columns {name}"
+    console.print(Text(f"\nMeasured at every validation; a column of the comparison: {example}"))
