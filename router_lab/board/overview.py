@@ -1,4 +1,4 @@
-"""What TensorBoard needs once: layouts that lay the arms side by side, and the table of runs."""
+"""What TensorBoard needs once per grid: layouts that compare the arms, and the table of runs."""
 
 from __future__ import annotations
 
@@ -42,20 +42,18 @@ METRICS = (
     "routing/dropped",
     "cost/tokens_per_second",
 )
-"""Tags that are columns of the HParams table. TensorBoard shows five without being asked."""
+"""Tags that are columns of the HParams table. TensorBoard shows five by default."""
 
 HPARAMS = {"arm": str, "seed": float, "experts": float, "k": float, "active params": float}
-"""Columns of the table before those of METRICS. TensorBoard shows five without being asked; the
-rest of a configuration is in the text panel."""
+"""The table's columns before METRICS. TensorBoard shows five by default; the text panel has all."""
 
 
 def write_overview(folder: Path, floor_known: bool) -> None:
-    """Puts layout and table into the folder of a grid, unless they are there.
-
-    The first run of a grid does it; runs that start at the same time leave it to one of them.
+    """Writes layout and table into the folder of a grid; the first of its runs does it.
 
     Args:
-        floor_known: whether the data's Bayes-optimal loss is, so that the excess over it is drawn.
+        floor_known: whether the Bayes-optimal loss of the data is known, so that the excess over it
+            can be drawn.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:
@@ -90,7 +88,7 @@ def hparams(arm: str, seed: int, routers: Sequence[Router], active: float) -> di
 
 
 def summaries(row: Mapping[str, str | float]) -> tuple[Any, Any, Any]:
-    """For the table of runs: its columns, a run's row, and the mark that the run has finished."""
+    """Summaries for the table of runs: the columns, a run's row, and its end."""
     from torch.utils.tensorboard.summary import hparams as summaries_of
 
     columns, start, end = summaries_of(dict(row), dict.fromkeys(METRICS))
@@ -98,7 +96,7 @@ def summaries(row: Mapping[str, str | float]) -> tuple[Any, Any, Any]:
 
 
 def config_text(config: Mapping[str, Any], overrides: tuple[str, ...]) -> str:
-    """The text panel: what was changed from the default, then everything."""
+    """The text panel: the overrides, then the whole configuration."""
     from omegaconf import OmegaConf
 
     changed = "\n".join(f"    {override}" for override in overrides) or "    (nothing)"

@@ -1,7 +1,6 @@
-"""Heatmaps with names on their axes, drawn in milliseconds.
+"""Labelled heatmaps, drawn in milliseconds at every validation.
 
-A plotting library takes a second to import and a tenth to draw; pictures are made at every
-validation.
+A plotting library takes a second to import and 0.1 s per picture.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ class Heatmap:
 
     Attributes:
         values: [rows, columns]; NaN where there is nothing.
-        rows, columns: their names; long lists are thinned out.
+        rows, columns: their names; of many, only some are shown.
         title: a line above.
-        low, high: ends of the colour scale; values beyond take the end's colour.
-        scale: `diverging` has its white in the middle of low and high.
+        low, high: ends of the colour scale; values beyond are clipped.
+        scale: `diverging` is white halfway between low and high.
         legend: what the two ends mean.
     """
 
@@ -82,11 +81,11 @@ def _panel(panel: Heatmap, width: int) -> Image.Image:
 def _colours(panel: Heatmap) -> np.ndarray:
     anchors = DIVERGING if panel.scale == "diverging" else SEQUENTIAL
     share = np.clip((panel.values - panel.low) / (panel.high - panel.low), 0, 1)
-    known = ~np.isnan(share)
-    place = np.where(known, share, 0) * (len(anchors) - 1)
+    missing = np.isnan(share)
+    place = np.where(missing, 0, share) * (len(anchors) - 1)
     marks = np.arange(len(anchors))
     pixels = np.stack([np.interp(place, marks, anchors[:, i]) for i in range(3)], axis=-1)
-    pixels[~known] = MISSING
+    pixels[missing] = MISSING
     return pixels.astype(np.uint8)
 
 
@@ -101,7 +100,7 @@ def _legend(pen: ImageDraw.ImageDraw, panel: Heatmap, x: float, y: float, font: 
 
 
 def _thin(n: int, size: float, needed: float) -> range:
-    """Which names fit: all, or every second, fifth, tenth …"""
+    """The names that fit: all, or every second, fifth, tenth …"""
     for step in (1, 2, 5, 10, 20, 50, 100):
         if step * size >= needed:
             return range(0, n, step)

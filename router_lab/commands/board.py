@@ -10,15 +10,15 @@ from router_lab.errors import UserError
 
 
 def serve(folder: str, port: int) -> None:
-    """Becomes TensorBoard, with enough samples kept that no curve or picture is thinned out.
+    """Turns this process into TensorBoard, with enough samples that no curve is thinned out.
 
-    Raises UserError where the folder is missing or holds no event files.
+    Raises UserError if the folder is missing or contains no event files.
     """
     path = Path(folder)
     if not path.is_dir():
         raise UserError(f"{folder} does not exist; give the folder of a run or of a grid.")
     if next(path.rglob("events.out.tfevents.*"), None) is None:
-        raise UserError(f"{folder} holds no event files; give the folder of a run or of a grid.")
+        raise UserError(f"{folder} contains no event files; give the folder of a run or of a grid.")
     print(f"TensorBoard on {folder}: open http://localhost:{port}  (Ctrl-C ends it)", flush=True)
     samples = "scalars=2000,images=50"
     arguments = ["--logdir", folder, "--port", str(port), "--samples_per_plugin", samples]

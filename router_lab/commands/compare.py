@@ -86,7 +86,7 @@ def _console() -> Console:
     from rich.console import Console
 
     console = Console()
-    # A table that is piped somewhere must not be cut at 80 columns.
+    # A piped table must not be cut at 80 columns.
     return console if console.is_terminal else Console(width=160)
 
 

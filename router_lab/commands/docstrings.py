@@ -1,4 +1,4 @@
-"""What a class's docstring says of it and of each of its options."""
+"""A class's docstring, taken apart: the description and the meaning of each option."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ HEADING = re.compile(r"^(?:Args|Attributes):\n", re.MULTILINE)
 
 
 def split_docstring(cls: type) -> tuple[str, dict[str, str]]:
-    """A class's docstring without its Args or Attributes, and what these say of each option."""
+    """A class's docstring without its Args or Attributes, and the meanings that these give."""
     story, *rest = HEADING.split(inspect.cleandoc(cls.__doc__ or ""), maxsplit=1)
     listed = rest[0] if rest else ""
     block = re.match(r"(?:[ \t]+.*\n?|\n(?=[ \t]))*", listed)
@@ -23,7 +23,7 @@ def split_docstring(cls: type) -> tuple[str, dict[str, str]]:
 
 
 def meanings(cls: type) -> dict[str, str]:
-    """What each option means: said by the class or by one that it derives from."""
+    """The meaning of each option, as given by the class or by its bases."""
     about: dict[str, str] = {}
     for base in cls.__mro__:
         about = split_docstring(base)[1] | about
@@ -31,7 +31,7 @@ def meanings(cls: type) -> dict[str, str]:
 
 
 def summary(cls: type) -> str:
-    """The first line about a class: of its file if it is alone there, or of itself."""
+    """The first line of the class's docstring, or of its file's if the file has no other class."""
     module = sys.modules[cls.__module__]
     classes = [one for one in vars(module).values() if isinstance(one, type)]
     alone = sum(one.__module__ == module.__name__ for one in classes) == 1
@@ -40,12 +40,10 @@ def summary(cls: type) -> str:
 
 
 def flowing_paragraphs(text: str) -> str:
-    """The paragraphs of a docstring, each as `_flowing` makes it."""
+    """A docstring whose paragraphs of prose are one line each, for the terminal to wrap."""
     paragraphs = [part.strip("\n") for part in re.split(r"\n\s*\n", text)]
-    return "\n\n".join(_flowing(part) for part in paragraphs if part.strip())
-
-
-def _flowing(paragraph: str) -> str:
-    """Prose as one line, for the terminal to break; what is indented keeps its lines."""
-    lines = paragraph.split("\n")
-    return paragraph if any(line.startswith(" ") for line in lines) else " ".join(lines)
+    return "\n\n".join(
+        part if re.search(r"^ ", part, re.MULTILINE) else part.replace("\n", " ")
+        for part in paragraphs
+        if part.strip()
+    )

@@ -1,7 +1,4 @@
-"""What `router-lab train --help` prints.
-
-Hydra's own help copies its whole store for each group, which takes a second.
-"""
+"""`router-lab train --help`. Hydra's own takes a second: it copies its store for each group."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ the groups), --hydra-help."""
 
 
 def print_help(overrides: list[str]) -> None:
-    """Examples, the choices of each group, and all options as these overrides compose them."""
+    """Prints examples, the choices of each group, and all options as the overrides compose them."""
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
         config = compose("config", overrides)
     with open_dict(config):
@@ -46,7 +43,7 @@ def print_help(overrides: list[str]) -> None:
 
 
 def groups() -> dict[str, list[str]]:
-    """The choices of every group: what is registered, and the files of conf/."""
+    """The choices of every group: registered names and the files of conf/."""
     choices = {kind: set(registry.names()) for kind, registry in registries().items()}
     for path in conf_dir().rglob("*.yaml"):
         folder = path.parent.relative_to(conf_dir()).as_posix()

@@ -1,4 +1,4 @@
-"""What to say of an error that a person's input caused."""
+"""Sentences for errors that the user's input caused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from router_lab.errors import UserError
 
 
 def mistake(error: BaseException | None) -> str | None:
-    """What to say of an error that a person's input caused; None where it is our own."""
+    """A sentence for an error that the user's input caused; None for a bug of ours."""
     if isinstance(error, UserError):
         return str(error)
     hydra, omegaconf = sys.modules.get("hydra.errors"), sys.modules.get("omegaconf.errors")
@@ -24,11 +24,11 @@ def mistake(error: BaseException | None) -> str | None:
         return f"{error.missing_cfg_file}: there is no such configuration."
     if hydra is not None and isinstance(error, hydra.HydraException):
         cause = error.__cause__
-        if found := re.match(r"Could not override '([^']+)'", str(error)):
-            return no_option(found[1], cause)
+        if match := re.match(r"Could not override '([^']+)'", str(error)):
+            return no_option(match[1], cause)
         first = str(error).splitlines()[0].removeprefix("Error merging override ")
-        if found := re.match(r"Ambiguous value for argument '([^']+)'", first):
-            return f"{found[1]} has several values; add -m to train a run for each of them."
+        if match := re.match(r"Ambiguous value for argument '([^']+)'", first):
+            return f"{match[1]} has several values; add -m to train a run for each of them."
         if option := option_of(cause):
             return f"{first} is not possible; it must be {option.right}."
         return f"{first}: {str(cause).splitlines()[0]}" if cause and str(cause) else first
@@ -40,18 +40,18 @@ def mistake(error: BaseException | None) -> str | None:
 
 
 def option_of(cause: Any) -> Option | None:
-    """The option of a registered class that OmegaConf refused a value of."""
+    """The option of a registered class whose value OmegaConf refused."""
     registry, name = getattr(getattr(cause, "object_type", None), "registered", (None, ""))
     options = registry.options(name) if registry else ()
     return next((option for option in options if option.name == cause.key), None)
 
 
 def no_option(given: str, cause: Any) -> str:
-    """What to say of an option that is not there.
+    """A sentence for an option that does not exist.
 
     Args:
         given: the override's key.
-        cause: OmegaConf's error, which knows where in the value it is.
+        cause: OmegaConf's error, which has the full key if the option is inside a value.
     """
     key = getattr(cause, "full_key", None) or given
     section, _, name = key.rpartition(".")
@@ -65,5 +65,5 @@ def no_option(given: str, cause: Any) -> str:
         loss = key.split(".")[1]
         hint = f"choose the loss first, loss={loss}, or add it to the others: +{given}=…"
     elif section.partition(".")[0] == "ffn":
-        hint = f"one that the layer or its expert has is added by ++{key}=…"
+        hint = f"++{key}=… adds one that the layer or its expert takes"
     return f"There is no option {key} here; {hint}."

@@ -1,4 +1,4 @@
-"""`router-lab new NAME`: the starting file of a router of one's own."""
+"""`router-lab new NAME`: a file to start a new router from."""
 
 from __future__ import annotations
 
@@ -48,15 +48,15 @@ class {cls}(Router):
 
 
 def new_router(name: str, folder: str | Path = ".") -> Path:
-    """Writes NAME.py, which keeps the contract as it is, and says where to go on.
+    """Writes NAME.py, a router that passes the contract, and prints the next commands.
 
     Raises:
-        UserError: the name is no Python name in lower case, is taken, or the file exists.
+        UserError: the name is not a lower-case Python name, is taken, or the file exists.
     """
     from router_lab.routing import ROUTERS
 
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
-        raise UserError(f"{name} is no name for a router; use lower case like my_router.")
+        raise UserError(f"{name} cannot name a router; use lower case like my_router.")
     if name in ROUTERS.names():
         raise UserError(f"There is a router named {name}; choose another name.")
     path = Path(folder).expanduser() / f"{name}.py"
@@ -69,5 +69,5 @@ def new_router(name: str, folder: str | Path = ".") -> Path:
     path.write_text(text, encoding="utf-8")
     print(f"Wrote {path}, a softmax top-k router to start from.\n")
     print(text.split('"""')[1].partition("\n\n")[2])
-    print("What a router may know and return: the docstrings of router_lab/routing/.")
+    print("The docstrings of router_lab/routing/ say what a router is given and returns.")
     return path

@@ -19,9 +19,9 @@ from router_lab.paths import conf_dir
 HELP = """\
 usage: router-lab plan [--no-time] ARGUMENTS OF TRAIN
 
-Shows what `router-lab train` with the same arguments would do, and trains and writes nothing: the
-arms, what they differ in, their widths and cost, how many runs are done, and how long the others
-take. Arms that have not been trained here are timed for a second each, unless --no-time.
+Shows what `router-lab train` with the same arguments would do, without training or writing
+anything: the arms, what they differ in, their widths and cost, how many runs are done, and how long
+the others take. Arms that were never trained here are timed for a second each, unless --no-time.
 
   router-lab plan grid=first_look
   router-lab plan -m router=switch,gshard seed=0,1
@@ -29,7 +29,7 @@ take. Arms that have not been trained here are timed for a second each, unless -
 
 
 def plan_command(arguments: list[str]) -> None:
-    """Prints the plan of these arguments of train.
+    """Prints the plan for these arguments of train.
 
     Raises:
         UserError, or an error of Hydra's, for a configuration that cannot be trained.
@@ -39,8 +39,7 @@ def plan_command(arguments: list[str]) -> None:
         return
     if any(text.startswith("hydra/sweeper=") for text in arguments):
         raise UserError(
-            "A search chooses its runs as it goes, so there is no plan of them; leave "
-            "hydra/sweeper out."
+            "A search chooses its runs as it goes, so it has no plan; leave hydra/sweeper out."
         )
     ConfigStore.instance().store(
         group="hydra/sweeper",
@@ -57,7 +56,7 @@ def plan_command(arguments: list[str]) -> None:
 
 @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> None:
-    """Hydra comes here for a single run, and to PlanSweeper for a grid."""
+    """Hydra calls this for a single run, and PlanSweeper for a grid."""
     hydra_config = HydraConfig.get()
     overrides = (*hydra_config.overrides.task, f"seed={cfg.seed}")
     try:
@@ -73,10 +72,10 @@ def show(
     launcher: Any,
     measure: bool,
 ) -> None:
-    """Prints the plan of the runs with these overrides.
+    """Prints the plan for the runs with these overrides.
 
     Args:
-        launcher: has `places` if it runs on this machine.
+        launcher: has `places` if it trains on this machine.
         measure: see `planned_arms`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The presets in conf/: options of a registered class, chosen together by one name."""
+"""The presets in conf/: options of a registered class under one name."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Preset:
 
     Attributes:
         about: its first comment.
-        of: the registered class that it sets options of; empty if there is none.
-        values: these options.
-        chooses: what it chooses in other groups.
+        of: the registered class whose options it sets; empty if there is none.
+        values: those options.
+        chooses: choices in other groups.
     """
 
     name: str
@@ -50,6 +50,6 @@ def _read(path: Path) -> Preset:
     }
     if not of:
         values = {}
-    elif of in values:  # a loss stands under its name
+    elif of in values:  # the options of a loss are under its name
         values = values[of]
     return Preset(path.stem, path, " ".join(comments), of, values, chooses)

@@ -17,14 +17,14 @@ ORDER = ("running", "failed", "lost", "interrupted", "unreadable", "new", "finis
 
 
 def run_states(folder: str | Path) -> list[RunState]:
-    """How each run under the folder does. Raises UserError if it does not exist."""
+    """The state of each run under the folder. Raises UserError if the folder does not exist."""
     return [read_state(path) for path in find_runs([folder])]
 
 
 def status(folder: str | Path) -> None:
-    """Print how the runs under the folder do.
+    """Print the state of the runs under the folder.
 
-    Raises UserError for a folder that does not exist or contains no run.
+    Raises UserError if the folder does not exist or contains no run.
     """
     runs = run_states(folder)
     if not runs:
@@ -36,7 +36,7 @@ def status(folder: str | Path) -> None:
 
 
 def summary(runs: Sequence[RunState]) -> str:
-    """`12 runs: 2 running, 1 failed, 9 finished; the running ones need 3 min 20 s more`."""
+    """`12 runs: 2 running, 1 failed, 9 finished; about 3 min left for those running now`."""
     counts = Counter(run.state for run in runs)
     states = sorted(counts, key=ORDER.index)
     text = f"{count(len(runs), 'run')}: {', '.join(f'{counts[s]} {s}' for s in states)}"
@@ -48,8 +48,7 @@ def summary(runs: Sequence[RunState]) -> str:
 def lines(runs: Sequence[RunState]) -> list[Line]:
     """A line per running run, and one per arm for the runs that ended in the same way.
 
-    Runs of one name with different configurations have lines of their own, which carry the
-    beginning of their fingerprints.
+    Different configurations under one name have separate lines, marked by their fingerprints.
     """
     groups: dict[tuple[Any, ...], list[RunState]] = defaultdict(list)
     fingerprints: dict[str, set[str]] = defaultdict(set)

@@ -24,7 +24,7 @@ def train_command(arguments: list[str]) -> None:
     """Composes the configuration of these Hydra arguments and trains what it describes.
 
     Raises:
-        UserError, or an error of Hydra's, for a configuration that cannot be.
+        UserError, or an error of Hydra's: the configuration is invalid.
     """
     if {"-h", "--help"} & set(arguments):
         from router_lab.commands.help import print_help
@@ -39,24 +39,24 @@ def train_command(arguments: list[str]) -> None:
 
 
 def hand_to_hydra(command: str, arguments: list[str]) -> None:
-    """Prepares what Hydra reads for these arguments: plugins, the choices of groups, sys.argv."""
+    """Prepares plugins, the choices of groups and sys.argv for Hydra."""
     load_named_plugins(arguments)
     store_configs()
-    # Hydra would print a traceback and exit; the command line has its own words for a mistake.
+    # Makes Hydra raise its errors, which `main` turns into sentences.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    # Our preset has the name of submitit's own, which is what people will look for.
+    # Our preset deliberately has the name of submitit's own.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_slurm' is validated")
-    # Hydra takes flags before the overrides only; people add -m where they are.
+    # Hydra takes flags only before the overrides; people append -m.
     flags = [text for text in arguments if text in ("-m", "--multirun")]
     overrides = [text for text in arguments if text not in flags]
     sys.argv = [f"router-lab {command}", *flags, *for_the_arms(overrides)]
 
 
 def for_the_arms(overrides: list[str]) -> list[str]:
-    """The overrides with those beside a `grid=` that only its arms can take left to them.
+    """The overrides, those that only a grid's arms can take marked for the sweeper.
 
-    Hydra tries plain values on the configuration without the arms, where their router or FFN is not
-    the chosen one; a choice of one value goes to the sweeper alone.
+    Hydra applies plain values before the arms choose their router or FFN, when they may not fit; a
+    choice of one value goes to the sweeper alone.
     """
     if not any(text.startswith("grid=") for text in overrides):
         return overrides
@@ -74,7 +74,7 @@ def for_the_arms(overrides: list[str]) -> list[str]:
 
 
 def load_named_plugins(arguments: list[str]) -> None:
-    """Imports the loose files of `plugins=[…]`, so that what they register can be composed."""
+    """Imports the loose files of `plugins=[…]`, so that their names can be chosen."""
     for override in _given(arguments, "plugins"):
         paths = override.value()
         for path in paths if isinstance(paths, list) else [paths]:
@@ -82,7 +82,7 @@ def load_named_plugins(arguments: list[str]) -> None:
 
 
 def make_out(arguments: list[str]) -> None:
-    """Makes the folder that `out=` names, which Hydra would fail to do in its own words."""
+    """Creates the folder that `out=` names, before Hydra fails on it less clearly."""
     for override in _given(arguments, "out"):
         try:
             Path(str(override.value())).mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,6 @@ def main(cfg: DictConfig) -> float | None:
         return train(cfg)
     except UserError as error:
         if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise  # the launcher writes it down and goes on
+            raise  # the launcher records it and goes on
         print(f"router-lab: {error}", file=sys.stderr)
         sys.exit(2)

@@ -4,6 +4,6 @@
   the router's choice was the best, and how much the best would have saved.
 - `knockout`: the loss with one expert removed.
 
-Both recompute the model from the changed layer up, thousands of times: seconds to minutes, said
-before they begin.
+Both recompute the model from the changed layer up, thousands of times. That takes seconds to
+minutes; the command prints an estimate first.
 """

@@ -1,4 +1,4 @@
-"""Runs grouped into arms. An arm is one configuration; its runs differ in nothing but the seed."""
+"""Runs grouped into arms. The runs of an arm differ only in the seed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Arm:
 
     name: str
     runs: tuple[Run, ...]
-    missing: int = 0  # its runs that are left out: failed, running, of a seed not compared, …
+    missing: int = 0  # runs left out: failed, running, of a seed that is not compared, …
 
     def values(self, path: str) -> dict[int, float]:
-        """The number at a dotted path of result.json, by seed, where a run has it."""
+        """The number at a dotted path of result.json by seed, of the runs that have it."""
         numbers = {run.seed: run.number(path) for run in self.runs}
         return {seed: value for seed, value in numbers.items() if value is not None}
 
@@ -32,7 +32,7 @@ class Arm:
 
     @property
     def first(self) -> dict[str, Any]:
-        """The result of its first seed: for what all of its runs share."""
+        """The result of the first seed, to read what all runs share."""
         return self.runs[0].result
 
     @property
@@ -41,21 +41,21 @@ class Arm:
 
     @property
     def lookahead(self) -> str:
-        """Whether a token's routing depends on later tokens: never, in training, always."""
+        """When later tokens affect a token's routing: never, in training, always."""
         return str(self.first.get("lookahead", "never"))
 
     @property
     def sees_the_future(self) -> bool:
-        """In evaluation, so that its quality is not that of a model that writes text."""
+        """Whether it looks ahead in evaluation: a model that generates text cannot."""
         return self.lookahead == "always"
 
 
 def group(runs: Sequence[Run], left_out: Sequence[LeftOut]) -> tuple[list[Arm], list[LeftOut]]:
     """Arms in the order in which their grids started them, and the runs that a newer one replaces.
 
-    Runs belong together when the arm's name and the fingerprint agree (it covers everything that
-    decides a result but the seed), also across grids. A name with several configurations becomes
-    several arms, named after what differs.
+    Runs belong together if they share the arm's name and the fingerprint, which covers everything
+    but the seed, also across grids. A name with several configurations becomes several arms, named
+    after what differs.
     """
     newest: dict[Key, dict[int, Run]] = defaultdict(dict)
     replaced: list[LeftOut] = []
@@ -106,9 +106,9 @@ def _started(arm: Arm) -> tuple[bool, tuple[str, float], str]:
 
 
 def _names(runs_by_key: Mapping[Key, Sequence[Run]]) -> dict[Key, str]:
-    """A name for each arm: its own, with what sets it apart from others of that name.
+    """A name for each arm, with a suffix if several share it.
 
-    That is its grids, or the overrides that not all have, or else its fingerprint.
+    The suffix is the grid, or the overrides that differ, or else the fingerprint.
     """
     by_arm: dict[str, list[Key]] = defaultdict(list)
     for key in runs_by_key:

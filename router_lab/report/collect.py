@@ -91,7 +91,7 @@ def find_runs(dirs: Sequence[str | Path]) -> list[Path]:
 def collect(dirs: Sequence[str | Path]) -> Collection:
     """Read every run under the folders; safe while a grid is writing to them.
 
-    Bits per byte of different texts cannot be compared: the text that most runs used is kept.
+    Bits per byte of different texts cannot be compared: only runs on the most common text are kept.
 
     Raises UserError for a folder that does not exist.
     """

@@ -27,7 +27,8 @@ from router_lab.runs.text import listing
 QUALITY = "quality.bits_per_byte"
 DENSE = "mlp"
 LOOKS_AHEAD, NOT_MATCHED, NOT_CONVERGED = "†", "≠", "↘"
-SECTIONS = ("routing.mean", "probe", "quality")  # of result.json, whose names need no path
+SECTIONS = ("routing.mean", "probe", "quality", "train")
+"""Sections of result.json whose numbers can be asked for by name alone."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Comparison:
         return not any(row.converged for row in self.rows)
 
     def marks(self, row: Row) -> str:
-        """Signs behind the arm's name; what holds for every arm is said once, below the table."""
+        """Signs after the arm's name; a note below the table says what holds for every arm."""
         signs = ""
         if row.arm.sees_the_future:
             signs += LOOKS_AHEAD
@@ -119,12 +120,11 @@ class Comparison:
 
     @cached_property
     def without_seed_effect(self) -> dict[str, dict[int, float]]:
-        """Bits per byte by arm and seed, less what a seed does to all arms alike.
+        """Bits per byte by arm and seed, without the part of a seed that is common to all arms.
 
-        The mean over the arms of a seed, less the mean of all, is taken off (Cousineau 2005). That
-        also takes off 1/J of an arm's own variance, where J arms are compared, so what is left is
-        spread by √(J / (J − 1)) around the arm's mean (Morey 2008); no mean moves. The values of
-        arms that are not ranked stay as they are.
+        Subtracts the mean over the arms of a seed, less the grand mean (Cousineau 2005). With J
+        arms this also removes 1/J of an arm's own variance, so the rest is scaled by √(J / (J − 1))
+        around the arm's mean (Morey 2008). No mean moves; arms that are not ranked keep theirs.
         """
         values = {row.name: row.arm.values(QUALITY) for row in self.rows}
         ranked = [values[row.name] for row in self.ranked]

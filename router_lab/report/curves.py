@@ -1,4 +1,4 @@
-"""An arm's learning curve over its seeds, and what is read off it."""
+"""Learning curves and expert loads of an arm, over its seeds."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _curve(result: dict[str, object], by: str, of: str) -> np.ndarray:
 
 
 def fall_at_the_end(arm: Arm) -> float | None:
-    """By what share of its final value the bits per byte fell in the last fifth of the tokens."""
+    """How far bits per byte fell in the last fifth of the tokens, as a share of the final value."""
     curve = band(arm)
     if curve is None or len(curve.x) < 3:
         return None
@@ -108,7 +108,7 @@ def loads(arm: Arm) -> tuple[list[str], np.ndarray] | None:
 
 
 def layer_loads(result: dict[str, object]) -> dict[str, np.ndarray]:
-    """The load of each layer's experts (E) as a multiple of the balanced load, as numbered."""
+    """The load of each layer's experts [E] as a multiple of the balanced load, in their order."""
     routing = result.get("routing")
     layers = routing.get("layers") if isinstance(routing, dict) else None
     loads_by_layer = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from router_lab.report.arms import Arm
@@ -14,14 +14,14 @@ TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Measure:
-    """A cost, and where result.json has it: as measured in training and as counted before."""
+    """A cost, and its paths in result.json: as measured in training, and as counted beforehand."""
 
     name: str
     measured: str
     counted: str
 
     def of(self, arm: Arm) -> float | None:
-        """The mean over an arm's seeds, as measured where its results say so."""
+        """The mean over an arm's seeds, as measured if the results have it."""
         measured = arm.mean(self.measured)
         return arm.mean(self.counted) if measured is None else measured
 
@@ -38,38 +38,34 @@ BUDGETS = {
 
 
 def match_kind(arm: Arm) -> str | None:
-    """What the arm's width was solved for: a key of MATCHES, or None where it was not."""
+    """What the arm's width was solved for: a key of MATCHES, or None if it was given."""
     kind = (arm.first.get("match") or {}).get("kind")
     return str(kind) if kind in MATCHES else None
 
 
 def budget_kind(arm: Arm) -> str | None:
-    """The unit in which the length of its runs was given: a key of BUDGETS."""
+    """The unit of its budget: a key of BUDGETS, or None."""
     kind = (arm.first.get("budget") or {}).get("kind")
     return str(kind) if kind in BUDGETS else None
 
 
 def differences_in_budget(arm: Arm, base: Arm, arms: Sequence[Arm]) -> Iterator[tuple[str, str]]:
-    """What sets an arm's budget or evaluation apart from the baseline's: what, and by how much.
+    """How an arm's budget and evaluation differ from the baseline's: what differs, by how much.
 
-    Where the baseline has no capacity limit, evaluation capacity is compared with the first arm
-    that has one.
+    If the baseline has no capacity limit, evaluation capacity is compared with the first arm that
+    has one.
     """
     measures = [*MATCHES[match_kind(base) or "active_params"]]
     if (kind := budget_kind(base)) is not None:
         measures.append(BUDGETS[kind])
     for measure in measures:
-        mine, its = measure.of(arm), measure.of(base)
-        if mine is not None and its and abs(mine / its - 1.0) > TOLERANCE:
-            yield measure.name, percent(mine / its - 1.0, 1, signed=True)
-    mine, its = (_first_number("evaluation.batch_size", [a]) for a in (arm, base))
-    if mine is not None and its is not None and mine != its:
-        yield "evaluation batch", f"{mine:.0f} windows instead of {its:.0f}"
-    mine = _first_number("evaluation.capacity_factor", [arm])
-    its = _first_number("evaluation.capacity_factor", [base, *arms])
-    if mine is not None and mine != its:
-        yield "evaluation capacity factor", f"{mine:g} instead of {its:g}"
-
-
-def _first_number(path: str, arms: Iterable[Arm]) -> float | None:
-    return next((value for arm in arms if (value := arm.mean(path)) is not None), None)
+        cost, right = measure.of(arm), measure.of(base)
+        if cost is not None and right and abs(cost / right - 1.0) > TOLERANCE:
+            yield measure.name, percent(cost / right - 1.0, 1, signed=True)
+    batch, right = arm.mean("evaluation.batch_size"), base.mean("evaluation.batch_size")
+    if batch is not None and right is not None and batch != right:
+        yield "evaluation batch", f"{batch:.0f} windows instead of {right:.0f}"
+    factor, *others = (one.mean("evaluation.capacity_factor") for one in (arm, base, *arms))
+    right = next((other for other in others if other is not None), None)
+    if factor is not None and factor != right:
+        yield "evaluation capacity factor", f"{factor:g} instead of {right:g}"

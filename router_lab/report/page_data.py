@@ -19,7 +19,7 @@ MOST_CELLS = 4096  # of a heatmap
 
 
 def page_data(comparison: Comparison) -> dict[str, Any]:
-    """What the page's scripts draw; plain JSON, with null for what is not known."""
+    """What the page's scripts draw; plain JSON, null if unknown."""
     focus = {row.name for row in in_focus(comparison)}
     points = [(p.x, p.y) for row in comparison.rows if (p := point(comparison, row)) is not None]
     return {
@@ -88,7 +88,7 @@ def _load_data(arm: Arm) -> dict[str, Any] | None:
 
 
 def rounded(value: float | None, digits: int = 6) -> float | None:
-    """To significant digits; None for what JSON cannot say."""
+    """Rounded to significant digits; None for what JSON cannot express."""
     if value is None or not math.isfinite(value):
         return None
     return float(f"{value:.{digits}g}")

@@ -1,4 +1,4 @@
-"""Quality against balance: the points of that figure, on the page and on paper."""
+"""Quality against balance: the points that the page and the static figure draw."""
 
 from __future__ import annotations
 

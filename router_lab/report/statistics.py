@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 CONFIDENCE = 0.95
 ALPHA = 1.0 - CONFIDENCE
 POWER = 0.8
-MOST_SEEDS = 1000  # beyond this nobody asks
+MOST_SEEDS = 1000  # more are never planned
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,11 @@ def estimate(values: Sequence[float]) -> Estimate:
 
 
 def paired_difference(arm: Mapping[int, float], other: Mapping[int, float]) -> Difference | None:
-    """The difference arm − other of values by seed, over their common seeds; None without any."""
+    """The difference arm − other over their common seeds; None without any.
+
+    Args:
+        arm, other: values by seed.
+    """
     seeds = sorted(arm.keys() & other.keys())
     if not seeds:
         return None
@@ -80,17 +84,17 @@ def _p_value(difference: Estimate) -> float | None:
 
     if difference.sd is None:
         return None
-    if difference.sd == 0.0:  # the same run under two names, or a difference without any noise
+    if difference.sd == 0.0:  # the same run under two names, or noiseless
         return 1.0 if difference.mean == 0.0 else 0.0
     t = difference.mean / (difference.sd / math.sqrt(difference.n))
     return float(2.0 * stdtr(difference.n - 1, -abs(t)))
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Holm's step-down correction (Holm 1979); entries that are None are no tests and stay None.
+    """p-values after Holm's step-down correction (Holm 1979); None is no test and stays None.
 
-    Rejecting where the corrected value is below 0.05 errs in at most 5% of families, whatever the
-    dependence between the tests.
+    Rejecting if the corrected value is below 0.05 makes an error in at most 5% of families, however
+    the tests depend on each other.
     """
     tests = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
     corrected: list[float | None] = [None] * len(p_values)
@@ -149,8 +153,8 @@ def seeds_needed(mean: float, sd: float | None, alpha: float = ALPHA) -> int | N
 def seeds_to_decide(difference: Difference, tests: int) -> tuple[int | None, int | None]:
     """Seeds per arm that would decide a difference in a family of so many tests (Bonferroni).
 
-    The difference was noticed because it is large, so the true one is probably smaller: planning
-    takes the end nearer to 0 of its 60% interval ("safeguard power", Perugini et al. 2014).
+    A difference is noticed because it is large, so the true one is probably smaller: planning takes
+    the end of its 60% interval that is nearer to 0 ("safeguard power", Perugini et al. 2014).
 
     Returns:
         The seeds needed then, None where that end is beyond 0; and those needed if the true
@@ -177,13 +181,13 @@ def power_of(effect: float, n: int, alpha: float = ALPHA) -> float:
     df, shift = n - 1, abs(effect) * math.sqrt(n)
     critical = t_quantile(1.0 - alpha / 2, df)
     power = 1.0 - nctdtr(df, shift, critical)
-    if shift < 3.0:  # beyond, the other tail is below 1e-5 and scipy may return nan for it
+    if shift < 3.0:  # otherwise the other tail is below 1e-5, and scipy may return nan
         power += nctdtr(df, shift, -critical)
     return float(power)
 
 
 def t_quantile(p: float, df: int) -> float:
     """The t below which a share p of Student's t lies."""
-    from scipy.special import stdtrit  # 0.2 s, which importing this module need not cost
+    from scipy.special import stdtrit  # imported here: it takes 0.2 s
 
     return float(stdtrit(df, p))

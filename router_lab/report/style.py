@@ -26,9 +26,9 @@ class Style:
 
 @lru_cache(maxsize=1)
 def styles(comparison: Comparison) -> dict[str, Style]:
-    """The look of every arm by name. The baseline is grey; the others go by the grid's order.
+    """The look of every arm by name. The baseline is grey; the others follow the grid's order.
 
-    Where there are many arms, those in focus come first, so that they share no colour if possible.
+    The arms in focus come first, so that among many arms they share no colour if possible.
     """
     looks = {comparison.baseline.name: Style(BASELINE, 0, (), "X")}
     focus = in_focus(comparison)
@@ -41,7 +41,7 @@ def styles(comparison: Comparison) -> dict[str, Style]:
 
 
 def in_focus(comparison: Comparison) -> list[Row]:
-    """The arms that a figure names when there are many: the best ones and the baseline."""
+    """The arms that a figure names if there are many: the best ones and the baseline."""
     best = [row for row in comparison.rows if row is not comparison.baseline]
     names = {row.name for row in best[: FOCUS - 1]} | {comparison.baseline.name}
     return [row for row in comparison.in_grid_order if row.name in names]

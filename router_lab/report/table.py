@@ -15,11 +15,11 @@ from router_lab.report.statistics import Estimate, estimate
 if TYPE_CHECKING:
     from rich.console import Console
 
-BOLD = "\0"  # before a cell that is to be bold; no cell has it otherwise
+BOLD = "\0"  # marks a bold cell; no cell contains it otherwise
 
 
 def print_table(comparison: Comparison, console: Console) -> None:
-    """Both tables, in pieces where the terminal is narrow, and the notes below."""
+    """Both tables, cut into pieces if the terminal is narrow, and the notes below."""
     from rich.table import Table
     from rich.text import Text
 

@@ -1,4 +1,4 @@
-"""The comparison in sentences: the question, the answer, and what the answer rests on.
+"""The comparison in sentences: the question, the answer, and the evidence.
 
 No two sentences can contradict each other: the arms are ranked and compared on the same seeds, and
 every test comes from one family (`Comparison.pairs`).
@@ -19,7 +19,7 @@ MAX_VIO = "routing.mean.max_vio"
 
 @dataclass(frozen=True)
 class Verdict:
-    """Plain sentences: the question, the answer in one line, what it rests on."""
+    """Plain sentences: the question, the answer in one line, the evidence."""
 
     question: str
     answer: str
@@ -27,7 +27,6 @@ class Verdict:
 
 
 def verdict(comparison: Comparison) -> Verdict:
-    """The question, the answer and what it rests on."""
     return Verdict(_question(comparison), *_answer(comparison))
 
 
@@ -41,7 +40,7 @@ def _question(comparison: Comparison) -> str:
 
 
 def _spent(rows: Sequence[Row]) -> str:
-    """The length of the runs: ` after 20.0M tokens`, or from the shortest to the longest."""
+    """The length of the runs: ` after 20.0M tokens`, or a range."""
     kinds = {budget_kind(row.arm) for row in rows}
     kind = kinds.pop() if len(kinds) == 1 else "tokens"  # every run counts its tokens
     path = "train.tokens" if kinds else "budget.amount"
@@ -57,7 +56,7 @@ def _spent(rows: Sequence[Row]) -> str:
 
 
 def _matched(comparison: Comparison) -> str:
-    """`, all with the same active parameters`, less the arms of which that is not true."""
+    """`, all with the same active parameters`; arms with other ones are named."""
     kind = match_kind(comparison.baseline.arm)
     if kind is None:
         return ""

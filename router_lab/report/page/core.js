@@ -27,10 +27,10 @@ const minus = (text) => String(text).replace("-", "\u2212");
 function ticks(low, high, about) {
   const raw = (high - low) / about, power = 10 ** Math.floor(Math.log10(raw));
   const step = [1, 2, 2.5, 5, 10].map((m) => m * power).find((s) => s >= raw);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
+  const values = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) values.push(i * step);
   const digits = [0, 1, 2, 3, 4, 5, 6].find((d) => Math.abs(step * 10 ** d - Math.round(step * 10 ** d)) < 1e-6) ?? 6;
-  return { found, digits };
+  return { values, digits };
 }
 
 // An empty drawing with axes, as wide as its container. Returns scales and the inner frame.
@@ -44,11 +44,11 @@ function frame(place, { height, x, y, xLabel, yLabel, xTicks, xShown = short, ro
   const Y = (v) => inner.bottom - (v - y[0]) / (y[1] - y[0]) * (inner.bottom - inner.top);
   const invert = (px) => x[0] + (px - inner.left) / (inner.right - inner.left) * (x[1] - x[0]);
   const up = ticks(y[0], y[1], height / 60);
-  for (const tick of up.found) {
+  for (const tick of up.values) {
     make("line", { class: "gridline", x1: inner.left, x2: inner.right, y1: Y(tick), y2: Y(tick) }, svg);
     make("text", { x: inner.left - 8, y: Y(tick) + 4, "text-anchor": "end" }, svg, minus(tick.toFixed(up.digits)));
   }
-  for (const tick of xTicks ?? ticks(x[0], x[1], width / 110).found) {
+  for (const tick of xTicks ?? ticks(x[0], x[1], width / 110).values) {
     make("line", { class: "gridline", x1: X(tick), x2: X(tick), y1: inner.top, y2: inner.bottom }, svg);
     make("text", { x: X(tick), y: inner.bottom + 17, "text-anchor": "middle" }, svg, xShown(tick));
   }
@@ -77,10 +77,10 @@ function spread(wanted, gap, low, high) {
       blocks.splice(-2, 2, { centre: likes.reduce((a, b) => a + b) / likes.length, members });
     }
   }
-  const found = [];
+  const places = [];
   for (const { centre, members } of blocks)
-    members.forEach((index, i) => { found[index] = centre + gap * (i - (members.length - 1) / 2); });
-  return found;
+    members.forEach((index, i) => { places[index] = centre + gap * (i - (members.length - 1) / 2); });
+  return places;
 }
 
 // Names at the right edge, joined to the ends of their lines; `ends` are {arm, x, y} in pixels.

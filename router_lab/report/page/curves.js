@@ -25,7 +25,7 @@
   }
 
   function at(curve, x) {
-    const i = curve.x.findIndex((known) => known >= x);
+    const i = curve.x.findIndex((next) => next >= x);
     if (i < 0 || x < curve.x[0]) return null;
     if (i === 0) return curve.mean[0];
     const share = (x - curve.x[i - 1]) / (curve.x[i] - curve.x[i - 1]);

@@ -19,7 +19,7 @@
       const cost = (box, rank) => taken.reduce((sum, other) => sum + overlap(box, other), 0)
         + 2 * marks.reduce((sum, mark) => sum + overlap(box, mark), 0)
         + 2 * (width * height - overlap(box, [inner.left, inner.top, inner.right, inner.bottom])) + 0.5 * rank;
-      const best = options.reduce((kept, box, rank) => { const c = cost(box, rank); return c < kept.c ? { c, box } : kept; }, { c: Infinity }).box;
+      const best = options.reduce((least, box, rank) => { const c = cost(box, rank); return c < least.c ? { c, box } : least; }, { c: Infinity }).box;
       taken.push(best);
       return best;
     });
@@ -37,8 +37,8 @@
     const xs = routed.flatMap((arm) => [arm.scatter.x + (arm.scatter.halves?.[0] ?? 0), ...arm.scatter.seeds.map((s) => s[0])]);
     const [low, high, right] = [Math.min(...ys), Math.max(...ys), Math.max(0.02, Math.max(...xs) * 1.08)];
     const room = 0.06 * (high - low) || 0.01;
-    const xTicks = [0, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 15, 30, 60].reduce((kept, tick) =>
-      (tick <= right && (!kept.length || Math.sqrt(tick) - Math.sqrt(kept.at(-1)) > (wide ? 0.07 : 0.12) * Math.sqrt(right)) ? [...kept, tick] : kept), []);
+    const xTicks = [0, 0.01, 0.05, 0.1, 0.2, 0.5, 1, 2, 3, 5, 8, 15, 30, 60].reduce((ticks, tick) =>
+      (tick <= right && (!ticks.length || Math.sqrt(tick) - Math.sqrt(ticks.at(-1)) > (wide ? 0.07 : 0.12) * Math.sqrt(right)) ? [...ticks, tick] : ticks), []);
     const { svg, X, Y, inner } = frame(place, {
       height, x: [0, right], y: [low - room, high + room], xTicks, xShown: String, root: true,
       xLabel: wide ? "MaxVio (0 is balanced; square-root scale)" : "MaxVio (square-root scale)", yLabel: "bits per byte",
