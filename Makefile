@@ -17,9 +17,9 @@ export OMP_NUM_THREADS ?= 1
 
 help:
 	@echo "make demo   train the first grid and compare its arms (minutes)"
-	@echo "make test   the tests; ORDER=7 shuffles them; 'make slow' for those over ten seconds"
-	@echo "make fuzz   the tests' properties at random, EXAMPLES=2000 of each (minutes)"
-	@echo "make references   the table of docs/routers.md, from the tests' own measurements"
+	@echo "make test   the tests; ORDER=7 shuffles them; 'make slow' runs those over ten seconds"
+	@echo "make fuzz   the property tests with random inputs, EXAMPLES=2000 of each (minutes)"
+	@echo "make references   write docs/routers.md and docs/result.md from the tests and the schema"
 	@echo "make bench  time layers, steps, routers, harness and grid against docs/bench (minutes)"
 	@echo "make lint   ruff, mypy and import-linter"
 	@echo "make clean  remove .venv, caches and build output; runs are kept"

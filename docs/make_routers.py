@@ -18,29 +18,29 @@ PAGE = Path(__file__).with_name("routers.md")
 INTRODUCTION = """\
 # The routers
 
-Written by `make references`, which runs the tests and takes down what each router was compared
-with, the tolerance of the test and the largest error it measured. Comparisons that differ in
-options or sizes alone share a row, with the largest tolerance and the largest error of them;
-`router-lab explain NAME` has each, with the equations and options. Errors are absolute differences
-in float32 unless the row says otherwise.
+`make references` writes this page: it runs the tests and records what each router was compared
+with, the tolerance of the test and the largest error. Comparisons that differ only in options or
+sizes share a row, with the largest tolerance and error among them; `router-lab explain NAME` lists
+each, with the equations and options. Errors are absolute differences in float32 unless the row says
+otherwise.
 
-*Reference* says what a comparison is worth. `independent`: code by others, or an example worked out
-by hand. `own loop`: the same equations written a second time by us, which finds slips of the code
-but no misreading of the paper. A row with a repository and a commit compares with golden outputs:
-what that code made of fixed inputs once (`tests/golden/README.md`).
+*Reference* says how independent a comparison is. `independent`: code by others, or an example
+worked out by hand. `own loop`: the same equations written a second time by us, which finds slips in
+the code but no misreading of the paper. A row with a repository and a commit compares with golden
+outputs, which that code computed once for fixed inputs (`tests/golden/README.md`).
 
-*Looks ahead* says whether, with the defaults, a token's routing depends on later tokens or on
-other sequences of the batch: never, in training only, or always. One that always does sees in
-evaluation what a language model has yet to write, so its loss must not be compared with that of
-one that does not. A capacity limit looks ahead wherever an expert can overflow, since its room
-grows with the number of tokens, later ones included.
+*Looks ahead* says whether, with the defaults, a token's routing depends on later tokens or on other
+sequences of the batch: never, only in training, or always. A router that always looks ahead uses
+tokens that do not exist yet during generation, so its loss must not be compared with that of a
+router that does not. A capacity limit looks ahead wherever an expert can overflow, since the
+capacity grows with the number of tokens, later ones included.
 """
 
 LAYERS = """\
 ## Feed-forward layers
 
-The same for layers without a router, chosen with `ffn=`. `ffn=moe` is compared with transformers'
-blocks in the row of `softmax_topk`.
+The same for layers without a router, which are chosen with `ffn=`. `ffn=moe` is compared with
+transformers' blocks in the row of `softmax_topk`.
 """
 
 DIFFERENCES = """\

@@ -133,9 +133,11 @@ def fixed_seeds() -> None:
 def registry_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the test registers is gone after it, from Hydra's store too."""
     from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
 
     from router_lab.registry import registries
 
+    Plugins.instance()  # those of Hydra fill the store once in a process, and are to stay there
     for registry in registries().values():
         registry.load()
         monkeypatch.setattr(registry, "_classes", dict(registry._classes))
