@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from router_lab.check import Rule
 from router_lab.registry import Registry, register
 from router_lab.routing import (
     Assignments,
@@ -19,11 +20,12 @@ from router_lab.routing import (
     Stage,
     count,
     fair_shares,
-    refused,
 )
 
 Order = Literal["position", "probability", "priority"]
 Scope = Literal["batch", "sequence"]
+Factor = Annotated[float, Rule("above 0", lambda v: v > 0)]
+"""Room, as a multiple; inf for no limit."""
 
 
 class Capacity(Stage):
@@ -58,23 +60,15 @@ class Capacity(Stage):
 
     def __init__(
         self,
-        factor: float = 1.25,
+        factor: Factor = 1.25,
         order: Order = "position",
         scope: Scope = "batch",
         renormalize: bool = False,
-        k: float | None = None,
-        tau: float = 1.0,
-        eval_factor: float | None = None,
+        k: Factor | None = None,
+        tau: Factor = 1.0,
+        eval_factor: Factor | None = None,
     ) -> None:
         super().__init__()
-        numbers = {"factor": factor, "k": k, "tau": tau, "eval_factor": eval_factor}
-        for option, value in numbers.items():
-            if value is not None and not value > 0:
-                raise refused(self, option, value, "greater than 0")
-        if order not in get_args(Order):
-            raise refused(self, "order", order, "one of " + ", ".join(get_args(Order)))
-        if scope not in get_args(Scope):
-            raise refused(self, "scope", scope, "one of " + ", ".join(get_args(Scope)))
         self.factor = factor
         self.eval_factor = factor if eval_factor is None else eval_factor
         self.order = order

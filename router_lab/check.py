@@ -14,7 +14,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 from router_lab.errors import UserError
@@ -48,6 +48,8 @@ SHARE = Rule("0 to 1", lambda v: 0 <= v <= 1)
 BELOW_1 = Rule("0 or more and below 1", lambda v: 0 <= v < 1)
 Count = Annotated[int, at_least(1)]
 """A whole number of things that there must be at least one of."""
+Amount = Annotated[float, NOT_NEGATIVE]
+"""A weight or a size: 0 or more."""
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,10 @@ def _parts(hint: Any) -> Iterable[Any]:
 
 def options_of(cls: type) -> list[Option]:
     """The parameters of a class's constructor, in order."""
+    init_class = next(base for base in cls.__mro__ if "__init__" in vars(base))
     # Of a dataclass, each field's type is read in the module of the class that has it.
-    source: Any = cls if is_dataclass(cls) else cls.__init__  # type: ignore[misc]
+    dataclass_init = "__dataclass_fields__" in vars(init_class)
+    source: Any = cls if dataclass_init else cls.__init__  # type: ignore[misc]
     hints = typing.get_type_hints(source, include_extras=True)
     return [
         Option.of(parameter.name, hints.get(parameter.name, Any), parameter.default)

@@ -16,21 +16,23 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from router_lab.check import ABOVE_0, Amount
 from router_lab.errors import UserError
 from router_lab.registry import Registry, register
-from router_lab.routing import Routing, count, refused, squared_cv
+from router_lab.routing import Routing, count, squared_cv
 from router_lab.runs import layers
 
 Reduce = Literal["sum", "mean"]
 
 
+@dataclass(eq=False)
 class BalanceLoss(ABC):
-    """One term of the training loss.
+    """One term of the training loss; the fields are its options.
 
     Args:
         coef: weight of a layer's term, 0 or more.
@@ -38,17 +40,11 @@ class BalanceLoss(ABC):
             of routed layers.
     """
 
+    coef: Amount
+    reduce: Reduce = "sum"
     paper: ClassVar[str] = ""
     global_demand = False
     """Whether the term needs the demand of the whole optimiser step so far."""
-
-    def __init__(self, coef: float, reduce: Reduce = "sum") -> None:
-        if coef < 0:
-            raise refused(self, "coef", coef, "0 or more")
-        if reduce not in get_args(Reduce):
-            raise refused(self, "reduce", reduce, "one of " + ", ".join(get_args(Reduce)))
-        self.coef = coef
-        self.reduce = reduce
 
     @abstractmethod
     def __call__(self, routing: Routing, demand_E: Tensor) -> Tensor:
@@ -72,6 +68,7 @@ def shares(demand_E: Tensor) -> Tensor:
 
 
 @register("load_balance")
+@dataclass(eq=False)
 class LoadBalance(BalanceLoss):
     """E · Σ f_i P_i: 1 at perfect balance, E if one expert has all of the demand.
 
@@ -89,21 +86,13 @@ class LoadBalance(BalanceLoss):
             (MoE++, arXiv:2410.07348, eq. 7, scaled).
     """
 
-    def __init__(
-        self,
-        coef: float = 0.01,
-        scope: Literal["micro_batch", "sequence", "global"] = "micro_batch",
-        reference: Literal["paper", "hf", "llm_baselines"] = "paper",
-        tau: float = 1.0,
-        reduce: Reduce = "sum",
-    ) -> None:
-        super().__init__(coef, reduce)
-        if tau <= 0:
-            raise refused(self, "tau", tau, "greater than 0")
-        self.tau = tau
-        self.scope = scope
-        self.reference = reference
-        self.global_demand = scope == "global"
+    coef: Amount = 0.01
+    scope: Literal["micro_batch", "sequence", "global"] = "micro_batch"
+    reference: Literal["paper", "hf", "llm_baselines"] = "paper"
+    tau: Annotated[float, ABOVE_0] = 1.0
+
+    def __post_init__(self) -> None:
+        self.global_demand = self.scope == "global"
 
     def __call__(self, routing: Routing, demand_E: Tensor) -> Tensor:
         E = routing.n_experts
@@ -131,31 +120,32 @@ class LoadBalance(BalanceLoss):
 
 
 @register("z")
+@dataclass(eq=False)
 class ZLoss(BalanceLoss):
     """mean (logsumexp z)²: keeps the logits small. ST-MoE, arXiv:2202.08906, eq. 5."""
 
-    def __init__(self, coef: float = 1e-3, reduce: Reduce = "sum") -> None:
-        super().__init__(coef, reduce)
+    coef: Amount = 1e-3
 
     def __call__(self, routing: Routing, demand_E: Tensor) -> Tensor:
         return routing.logits_TE.logsumexp(dim=-1).square().mean()
 
 
 @register("importance")
+@dataclass(eq=False)
 class Importance(BalanceLoss):
     """CV² of the sums of combine weights per expert: 0 at balance, E − 1 at collapse.
 
     Shazeer et al. 2017, arXiv:1701.06538, eq. 6–7.
     """
 
-    def __init__(self, coef: float = 0.1, reduce: Reduce = "sum") -> None:
-        super().__init__(coef, reduce)
+    coef: Amount = 0.1
 
     def __call__(self, routing: Routing, demand_E: Tensor) -> Tensor:
         return squared_cv(routing.importance_E)
 
 
 @register("probability_cv")
+@dataclass(eq=False)
 class ProbabilityCV(BalanceLoss):
     """CV² of the mean probability of each expert: 0 at balance, E − 1 at collapse.
 
@@ -163,19 +153,18 @@ class ProbabilityCV(BalanceLoss):
     (arXiv:2106.05974, appendix A.2). Noisy top-k and V-MoE have a smooth load of their own.
     """
 
-    def __init__(self, coef: float = 0.1, reduce: Reduce = "sum") -> None:
-        super().__init__(coef, reduce)
+    coef: Amount = 0.1
 
     def __call__(self, routing: Routing, demand_E: Tensor) -> Tensor:
         return squared_cv(routing.probs_TE.mean(dim=0))
 
 
 @register("entropy")
+@dataclass(eq=False)
 class Entropy(BalanceLoss):
     """log E − H(mean p): 0 at balance, log E at collapse, however sure each token is."""
 
-    def __init__(self, coef: float = 0.01, reduce: Reduce = "sum") -> None:
-        super().__init__(coef, reduce)
+    coef: Amount = 0.01
 
     def __call__(self, routing: Routing, demand_E: Tensor) -> Tensor:
         mean_E = routing.probs_TE.mean(dim=0)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from router_lab.capacity import Capacity, Order, Scope
+from router_lab.capacity import Capacity, Order, Scope, build_capacity
 from router_lab.errors import UserError
 from router_lab.routing import ROUTERS, Routing
 
@@ -223,12 +223,19 @@ def test_gradient_flows_through_survivors_alone() -> None:
 
 @pytest.mark.parametrize(
     "option",
-    [{"factor": 0}, {"eval_factor": 0}, {"k": 0}, {"order": "luck"}, {"scope": "world"}],
+    [
+        {"factor": 0},
+        {"eval_factor": 0},
+        {"k": 0},
+        {"tau": 0},
+        {"order": "luck"},
+        {"scope": "world"},
+    ],
     ids=str,
 )
 def test_refused(option: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=next(iter(option))):
-        Capacity(**option)
+    with pytest.raises(UserError, match=f"capacity.{next(iter(option))}="):
+        build_capacity(option)
 
 
 @given(

@@ -378,7 +378,7 @@ def test_configurations() -> None:
     for wrong, words in [
         ("balance", "loss=balance is not possible; give the losses by name"),
         ({"balance": None}, "There is no loss named 'balance'"),
-        ({"z": {"coef": -1.0}}, "coef=-1.0 is not possible; it must be 0 or more"),
+        ({"z": {"coef": -1.0}}, "loss.z.coef=-1.0 is not possible; it must be a number, 0 or more"),
         ({"z": {"reduce": "max"}}, "one of sum, mean"),
         ({"load_balance": {"scope": "layer"}}, "one of micro_batch, sequence, global"),
     ]:

@@ -1,12 +1,14 @@
 """BASE: in training every expert gets the same number of tokens, assigned for the largest score."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
+from router_lab.check import ABOVE_0
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("base_layer")
@@ -29,11 +31,13 @@ class BaseLayer(Router):
     lookahead = "in training"
 
     def __init__(
-        self, d_model: int, n_experts: int, residual: bool = True, epsilon: float = 0.02
+        self,
+        d_model: int,
+        n_experts: int,
+        residual: bool = True,
+        epsilon: Annotated[float, ABOVE_0] = 0.02,
     ) -> None:
         super().__init__(d_model, n_experts, k=1)
-        if epsilon <= 0:
-            raise refused(self, "epsilon", epsilon, "greater than 0")
         self.keeps_rest = residual
         self.epsilon = epsilon
         self.gate = Gate(d_model, n_experts)

@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from router_lab.capacity import Capacity, Order, Scope
+from router_lab.capacity import Capacity, Factor, Order, Scope
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refuse_constant_weight
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("capacity")
@@ -34,8 +34,8 @@ class CapacityTopK(Router):
         d_model: int,
         n_experts: int,
         k: int = 2,
-        factor: float = 1.25,
-        eval_factor: float | None = None,
+        factor: Factor = 1.25,
+        eval_factor: Factor | None = None,
         order: Order = "position",
         scope: Scope = "batch",
         renormalize: bool = False,
@@ -44,7 +44,7 @@ class CapacityTopK(Router):
         super().__init__(d_model, n_experts, k)
         self.k = k
         if norm_topk_prob:
-            refuse_constant_weight(self, "set router.norm_topk_prob=false")
+            self.refuse_constant_weight("set router.norm_topk_prob=false")
         self.capacity = Capacity(factor, order, scope, renormalize, eval_factor=eval_factor)
         self.norm_topk_prob = norm_topk_prob
         self.gate = Gate(d_model, n_experts)

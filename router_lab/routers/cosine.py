@@ -1,20 +1,15 @@
 """Cosine routing: the angle between token and expert in a small space."""
 
 import math
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from router_lab.check import Count, at_least
 from router_lab.registry import register
-from router_lab.routing import (
-    Gate,
-    Router,
-    RouterContext,
-    Routing,
-    refuse_constant_weight,
-    refused,
-)
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("cosine")
@@ -42,20 +37,16 @@ class Cosine(Router):
         d_model: int,
         n_experts: int,
         k: int = 1,
-        proj_dim: int | None = None,
-        temperature: float = 0.5,
+        proj_dim: Count | None = None,
+        temperature: Annotated[float, at_least(0.01)] = 0.5,
         norm_topk_prob: bool = False,
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
         if proj_dim is None:
             proj_dim = min(256, max(d_model // 2, 1))
-        if proj_dim < 1:
-            raise refused(self, "proj_dim", proj_dim, "at least 1")
-        if not temperature >= 0.01:
-            raise refused(self, "temperature", temperature, "at least 0.01")
         if norm_topk_prob:
-            refuse_constant_weight(self, "set router.norm_topk_prob=false")
+            self.refuse_constant_weight("set router.norm_topk_prob=false")
         self.norm_topk_prob = norm_topk_prob
         self.project = Gate(d_model, proj_dim)
         self.expert_EP = nn.Parameter(torch.randn(n_experts, proj_dim) * proj_dim**-0.5)

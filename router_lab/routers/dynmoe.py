@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from router_lab.check import Amount
 from router_lab.registry import register
 from router_lab.routers._selection import distribution
-from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("dynmoe")
@@ -30,10 +31,8 @@ class DynMoE(Router):
     reference = "golden outputs of LINs-lab/DynMoE; its gate and losses as loops"
     fixed_k = False
 
-    def __init__(self, d_model: int, n_experts: int, k: float = 2.0, coef: float = 0.01) -> None:
+    def __init__(self, d_model: int, n_experts: int, k: float = 2.0, coef: Amount = 0.01) -> None:
         super().__init__(d_model, n_experts, k)
-        if coef < 0:
-            raise refused(self, "coef", coef, "0 or more")
         self.coef = coef
         self.own_losses = {"diversity": coef, "simplicity": coef}
         self.gate = Gate(d_model, n_experts)

@@ -1,11 +1,14 @@
 """Expert threshold: expert choice without look-ahead, by a threshold kept from earlier batches."""
 
-import torch
-from torch import Tensor
+from typing import Annotated
 
+import torch
+from torch import Tensor, nn
+
+from router_lab.check import BELOW_1, at_least
 from router_lab.registry import register
 from router_lab.routers._selection import distribution
-from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals
 
 
 @register("expert_threshold")
@@ -33,21 +36,20 @@ class ExpertThreshold(Router):
     fixed_k = False
 
     def __init__(
-        self, d_model: int, n_experts: int, k: float = 2.0, beta: float = 0.999, warmup: int = 0
+        self,
+        d_model: int,
+        n_experts: int,
+        k: float = 2.0,
+        beta: Annotated[float, BELOW_1] = 0.999,
+        warmup: Annotated[int, at_least(0)] = 0,
     ) -> None:
         super().__init__(d_model, n_experts, min(k, n_experts))
-        if not 0 <= beta < 1:
-            raise refused(self, "beta", beta, "0 or more and less than 1")
-        if warmup < 0:
-            raise refused(self, "warmup", warmup, "0 or more")
         self.beta = beta
         self.warmup = warmup
         self.lookahead = "in training" if warmup else "never"
         self.gate = Gate(d_model, n_experts)
-        self.threshold_E: Tensor
-        self.updates: Tensor
-        self.register_buffer("threshold_E", torch.zeros(n_experts))
-        self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+        self.threshold_E: Tensor = nn.Buffer(torch.zeros(n_experts))
+        self.updates: Tensor = nn.Buffer(torch.zeros((), dtype=torch.long))
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         logits_TE = self.gate(x_TD)

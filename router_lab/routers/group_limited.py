@@ -4,7 +4,7 @@ from torch import Tensor
 
 from router_lab.registry import register
 from router_lab.routers._selection import GroupScore, check_groups, chosen_weights, limit_to_groups
-from router_lab.routing import Gate, Router, RouterContext, Routing, refuse_constant_weight
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("group_limited")
@@ -47,7 +47,7 @@ class GroupLimited(Router):
         super().__init__(d_model, n_experts, k)
         self.k = k
         if norm_topk_prob:
-            refuse_constant_weight(self, "set router.norm_topk_prob=false")
+            self.refuse_constant_weight("set router.norm_topk_prob=false")
         check_groups(self, k, n_groups, topk_groups, group_score)
         self.groups = (n_groups, topk_groups, group_score)
         self.norm_topk_prob = norm_topk_prob

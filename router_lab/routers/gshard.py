@@ -5,9 +5,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from router_lab.capacity import Capacity, Order, Scope
+from router_lab.capacity import Capacity, Factor, Order, Scope
+from router_lab.check import Amount
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, count, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing, count
 
 
 @register("gshard")
@@ -38,16 +39,14 @@ class GShard(Router):
         d_model: int,
         n_experts: int,
         second: Literal["random", "all"] = "random",
-        coef: float = 0.01,
-        factor: float = 1.0,
-        eval_factor: float | None = 2.0,
+        coef: Amount = 0.01,
+        factor: Factor = 1.0,
+        eval_factor: Factor | None = 2.0,
         order: Order = "position",
         scope: Scope = "batch",
     ) -> None:
         super().__init__(d_model, n_experts, min(2, n_experts))
         self.k = min(2, n_experts)
-        if coef < 0:
-            raise refused(self, "coef", coef, "0 or more")
         self.capacity = Capacity(factor, order, scope, k=self.k, eval_factor=eval_factor)
         self.second = second
         self.coef = coef

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from router_lab.check import Count
 from router_lab.registry import register
 from router_lab.routers._selection import chosen_weights, distribution, equal_shares, scored
 from router_lab.routing import (
@@ -16,8 +17,6 @@ from router_lab.routing import (
     RouterContext,
     Routing,
     TokenCounts,
-    refuse_constant_weight,
-    refused,
 )
 
 
@@ -48,16 +47,14 @@ class Hash(Router):
         n_experts: int,
         k: int = 1,
         table: Literal["random", "balanced"] = "random",
-        vocab_size: int = 65536,
+        vocab_size: Count = 65536,
         learned_weight: bool = False,
         scale: float = 1.5,
         token_counts: TokenCounts | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, k)
-        if vocab_size < 1:
-            raise refused(self, "vocab_size", vocab_size, "at least 1")
         if learned_weight:
-            refuse_constant_weight(self, "set router.learned_weight=false")
+            self.refuse_constant_weight("set router.learned_weight=false")
         self.scale = scale
         self.gate = Gate(d_model, n_experts) if learned_weight else None
         if table == "random":
@@ -65,8 +62,7 @@ class Hash(Router):
         else:
             counts = [1] * vocab_size if token_counts is None else token_counts()
             table_VK = balanced_table(counts, n_experts, k)
-        self.table_VK: Tensor
-        self.register_buffer("table_VK", table_VK.int())
+        self.table_VK: Tensor = nn.Buffer(table_VK.int())
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         index_TK = self.table_VK[context.token_id_T % len(self.table_VK)].long()

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from router_lab.check import Amount
 from router_lab.registry import register
 from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals, refused
 
@@ -39,7 +40,7 @@ class LongCat(Router):
         k: int = 2,
         scale: float = 6.0,
         k_ffn: float | None = None,
-        u: float = 1e-3,
+        u: Amount = 1e-3,
         kinds: Sequence[str] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, k)
@@ -52,16 +53,12 @@ class LongCat(Router):
             raise refused(self, "k_ffn", k_ffn, f"above 0 and at most {min(k, n_ffn)}")
         if n_ffn == n_experts and k_ffn != k:
             raise refused(self, "k_ffn", k_ffn, "null or k in a layer without special experts")
-        if u < 0:
-            raise refused(self, "u", u, "0 or more")
         self.scale = scale
         self.k_ffn = k_ffn
         self.u = u
         self.gate = Gate(d_model, n_experts)
-        self.ffn_E: Tensor
-        self.bias_E: Tensor
-        self.register_buffer("ffn_E", ffn_E, persistent=False)
-        self.register_buffer("bias_E", torch.zeros(n_experts))
+        self.ffn_E: Tensor = nn.Buffer(ffn_E, persistent=False)
+        self.bias_E: Tensor = nn.Buffer(torch.zeros(n_experts))
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         logits_TE = self.gate(x_TD)

@@ -3,8 +3,9 @@
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from router_lab.check import Amount
 from router_lab.registry import register
 from router_lab.routers._selection import (
     GroupScore,
@@ -15,15 +16,7 @@ from router_lab.routers._selection import (
     limit_to_groups,
     scored,
 )
-from router_lab.routing import (
-    Gate,
-    Router,
-    RouterContext,
-    Routing,
-    StepTotals,
-    refuse_constant_weight,
-    refused,
-)
+from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals
 
 
 @register("loss_free")
@@ -62,7 +55,7 @@ class LossFree(Router):
         norm_topk_prob: bool = True,
         scale: float = 1.0,
         update: Literal["sign", "error"] = "sign",
-        u: float = 1e-3,
+        u: Amount = 1e-3,
         centre: bool = False,
         n_groups: int = 1,
         topk_groups: int = 1,
@@ -71,9 +64,7 @@ class LossFree(Router):
         super().__init__(d_model, n_experts, k)
         self.k = k
         if norm_topk_prob:
-            refuse_constant_weight(self, "set router.norm_topk_prob=false")
-        if u < 0:
-            raise refused(self, "u", u, "0 or more")
+            self.refuse_constant_weight("set router.norm_topk_prob=false")
         check_groups(self, k, n_groups, topk_groups, group_score)
         self.score = score
         self.norm_topk_prob = norm_topk_prob
@@ -83,8 +74,7 @@ class LossFree(Router):
         self.centre = centre
         self.groups = (n_groups, topk_groups, group_score)
         self.gate = Gate(d_model, n_experts)
-        self.bias_E: Tensor
-        self.register_buffer("bias_E", torch.zeros(n_experts))
+        self.bias_E: Tensor = nn.Buffer(torch.zeros(n_experts))
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         logits_TE = self.gate(x_TD)

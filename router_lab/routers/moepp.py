@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from router_lab.capacity import Capacity
+from router_lab.capacity import Capacity, Factor
+from router_lab.check import ABOVE_0
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refuse_constant_weight, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("moepp")
@@ -48,18 +50,16 @@ class MoEPlusPlus(Router):
         d_model: int,
         n_experts: int,
         k: int = 2,
-        tau: float = 0.75,
-        capacity_factor: float | None = None,
-        eval_factor: float | None = math.inf,
+        tau: Annotated[float, ABOVE_0] = 0.75,
+        capacity_factor: Factor | None = None,
+        eval_factor: Factor | None = math.inf,
         norm_topk_prob: bool = False,
         kinds: Sequence[str] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
-        if tau <= 0:
-            raise refused(self, "tau", tau, "greater than 0")
         if norm_topk_prob:
-            refuse_constant_weight(self, "set router.norm_topk_prob=false")
+            self.refuse_constant_weight("set router.norm_topk_prob=false")
         n_ffn = list(kinds or ["ffn"] * n_experts).count("ffn")
         self.k_ffn = k * tau * n_ffn / (tau * n_ffn + n_experts - n_ffn)
         self.default_losses = {"load_balance": {"coef": 0.01, "tau": tau}}

@@ -6,16 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from router_lab.check import Amount
 from router_lab.registry import register
-from router_lab.routing import (
-    Gate,
-    Router,
-    RouterContext,
-    Routing,
-    refuse_constant_weight,
-    refused,
-    squared_cv,
-)
+from router_lab.routing import Gate, Router, RouterContext, Routing, squared_cv
 
 
 @register("noisy_topk")
@@ -44,15 +37,12 @@ class NoisyTopK(Router):
         d_model: int,
         n_experts: int,
         k: int = 2,
-        w_importance: float = 0.1,
-        w_load: float = 0.1,
+        w_importance: Amount = 0.1,
+        w_load: Amount = 0.1,
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
-        refuse_constant_weight(self, "set router.k=2, or take router=switch")
-        for option, value in {"w_importance": w_importance, "w_load": w_load}.items():
-            if value < 0:
-                raise refused(self, option, value, "0 or more")
+        self.refuse_constant_weight("set router.k=2, or take router=switch")
         self.w_importance = w_importance
         self.w_load = w_load
         self.own_losses = {"importance": w_importance, "load": w_load}

@@ -1,19 +1,14 @@
 """Quantile balancing: a bias set in one step to what would have balanced the last batch."""
 
-import torch
-from torch import Tensor
+from typing import Annotated
 
+import torch
+from torch import Tensor, nn
+
+from router_lab.check import BELOW_1
 from router_lab.registry import register
 from router_lab.routers._selection import Score, chosen_weights, distribution, scored
-from router_lab.routing import (
-    Gate,
-    Router,
-    RouterContext,
-    Routing,
-    StepTotals,
-    refuse_constant_weight,
-    refused,
-)
+from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals
 
 
 @register("quantile_balancing")
@@ -46,23 +41,20 @@ class QuantileBalancing(Router):
         score: Score = "softmax",
         norm_topk_prob: bool = True,
         scale: float = 1.0,
-        ema: float = 0.0,
+        ema: Annotated[float, BELOW_1] = 0.0,
         centre: bool = True,
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
         if norm_topk_prob:
-            refuse_constant_weight(self, "set router.norm_topk_prob=false")
-        if not 0 <= ema < 1:
-            raise refused(self, "ema", ema, "0 or more and less than 1")
+            self.refuse_constant_weight("set router.norm_topk_prob=false")
         self.score = score
         self.norm_topk_prob = norm_topk_prob
         self.scale = scale
         self.ema = ema
         self.centre = centre
         self.gate = Gate(d_model, n_experts)
-        self.beta_E: Tensor
-        self.register_buffer("beta_E", torch.zeros(n_experts))
+        self.beta_E: Tensor = nn.Buffer(torch.zeros(n_experts))
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         logits_TE = self.gate(x_TD)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from router_lab.registry import register
 from router_lab.routing import Gate, Router, RouterContext, Routing
@@ -24,8 +24,8 @@ class RandomFixed(Router):
     def __init__(self, d_model: int, n_experts: int, k: int = 2) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
-        self.weight_ED: Tensor  # a buffer: no optimiser and no weight decay reaches it
-        self.register_buffer("weight_ED", Gate(d_model, n_experts).weight.detach())
+        # A buffer: no optimiser and no weight decay reaches it.
+        self.weight_ED: Tensor = nn.Buffer(Gate(d_model, n_experts).weight.detach())
 
     def matmul_params(self) -> float:
         return self.weight_ED.numel()

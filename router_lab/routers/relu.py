@@ -1,11 +1,14 @@
 """ReLU routing (ReMoE): an expert is active where its score is positive."""
 
-import torch
-from torch import Tensor
+from typing import Annotated
 
+import torch
+from torch import Tensor, nn
+
+from router_lab.check import ABOVE_0, Rule
 from router_lab.registry import register
 from router_lab.routers._selection import distribution
-from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals
 
 
 @register("relu")
@@ -33,18 +36,13 @@ class ReLURouter(Router):
         d_model: int,
         n_experts: int,
         k: float = 2.0,
-        lambda_init: float = 1e-8,
-        multiplier: float = 1.2,
+        lambda_init: Annotated[float, ABOVE_0] = 1e-8,
+        multiplier: Annotated[float, Rule("above 1", lambda v: v > 1)] = 1.2,
     ) -> None:
         super().__init__(d_model, n_experts, k)
-        if lambda_init <= 0:
-            raise refused(self, "lambda_init", lambda_init, "greater than 0")
-        if multiplier <= 1:
-            raise refused(self, "multiplier", multiplier, "greater than 1")
         self.multiplier = multiplier
         self.gate = Gate(d_model, n_experts)
-        self.coef: Tensor
-        self.register_buffer("coef", torch.tensor(lambda_init))
+        self.coef: Tensor = nn.Buffer(torch.tensor(lambda_init))
 
     @property
     def own_losses(self) -> dict[str, float]:  # type: ignore[override]

@@ -1,12 +1,14 @@
 """Sinkhorn: in training the top-k of a transport plan with equal load, instead of the scores."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from router_lab.check import ABOVE_0, Count
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("sinkhorn")
@@ -32,15 +34,11 @@ class Sinkhorn(Router):
         d_model: int,
         n_experts: int,
         k: int = 1,
-        tolerance: float = 1e-4,
-        max_iterations: int = 100,
+        tolerance: Annotated[float, ABOVE_0] = 1e-4,
+        max_iterations: Count = 100,
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
-        if tolerance <= 0:
-            raise refused(self, "tolerance", tolerance, "greater than 0")
-        if max_iterations < 1:
-            raise refused(self, "max_iterations", max_iterations, "at least 1")
         self.tolerance = tolerance
         self.max_iterations = max_iterations
         self.gate = Gate(d_model, n_experts)

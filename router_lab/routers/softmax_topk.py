@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refuse_constant_weight
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("softmax_topk")
@@ -39,7 +39,7 @@ class SoftmaxTopK(Router):
         super().__init__(d_model, n_experts, k)
         self.k = k
         if norm_topk_prob or softmax == "after":
-            refuse_constant_weight(self, "set router.norm_topk_prob=false router.softmax=before")
+            self.refuse_constant_weight("set router.norm_topk_prob=false router.softmax=before")
         self.softmax = softmax
         self.norm_topk_prob = norm_topk_prob
         self.gate = Gate(d_model, n_experts, bias=bias)

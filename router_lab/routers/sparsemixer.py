@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from router_lab.check import Amount
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("sparsemixer")
@@ -26,11 +27,9 @@ class SparseMixer(Router):
     reference = "transformers: PhiMoE's sparsemixer, with the same random draws"
     default_losses = {"load_balance": {"coef": 0.01}}
 
-    def __init__(self, d_model: int, n_experts: int, k: int = 2, eps: float = 0.01) -> None:
+    def __init__(self, d_model: int, n_experts: int, k: int = 2, eps: Amount = 0.01) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
-        if eps < 0:
-            raise refused(self, "eps", eps, "0 or more")
         self.eps = eps
         self.gate = Gate(d_model, n_experts)
 

@@ -1,10 +1,13 @@
 """Switch: one expert per token, behind a capacity limit."""
 
+from typing import Annotated
+
 from torch import Tensor
 
-from router_lab.capacity import Capacity, Order, Scope
+from router_lab.capacity import Capacity, Factor, Order, Scope
+from router_lab.check import BELOW_1
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("switch")
@@ -31,15 +34,13 @@ class Switch(Router):
         self,
         d_model: int,
         n_experts: int,
-        jitter: float = 0.01,
-        factor: float = 1.25,
-        eval_factor: float | None = 2.0,
+        jitter: Annotated[float, BELOW_1] = 0.01,
+        factor: Factor = 1.25,
+        eval_factor: Factor | None = 2.0,
         order: Order = "position",
         scope: Scope = "batch",
     ) -> None:
         super().__init__(d_model, n_experts, k=1)
-        if not 0 <= jitter < 1:
-            raise refused(self, "jitter", jitter, "at least 0 and less than 1")
         self.capacity = Capacity(factor, order, scope, eval_factor=eval_factor)
         self.jitter = jitter
         self.gate = Gate(d_model, n_experts)

@@ -1,11 +1,14 @@
 """Top-p: as many experts as it takes to be sure enough."""
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from router_lab.check import Amount, Rule
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing
 
 
 @register("top_p")
@@ -31,14 +34,10 @@ class TopP(Router):
         d_model: int,
         n_experts: int,
         k: float = 2.0,
-        p: float = 0.4,
-        dynamic_coef: float = 1e-4,
+        p: Annotated[float, Rule("above 0 and at most 1", lambda v: 0 < v <= 1)] = 0.4,
+        dynamic_coef: Amount = 1e-4,
     ) -> None:
         super().__init__(d_model, n_experts, k)
-        if not 0 < p <= 1:
-            raise refused(self, "p", p, "greater than 0 and at most 1")
-        if dynamic_coef < 0:
-            raise refused(self, "dynamic_coef", dynamic_coef, "0 or more")
         self.p = p
         self.dynamic_coef = dynamic_coef
         self.own_losses = {"dynamic": dynamic_coef}

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from router_lab.capacity import Capacity, Order, Scope
+from router_lab.capacity import Capacity, Factor, Order, Scope
+from router_lab.check import Amount
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, refused, squared_cv
+from router_lab.routing import Gate, Router, RouterContext, Routing, squared_cv
 
 
 @register("vmoe")
@@ -39,20 +40,16 @@ class VMoE(Router):
         d_model: int,
         n_experts: int,
         k: int = 2,
-        noise: float = 1.0,
-        w_importance: float = 0.005,
-        w_load: float = 0.005,
-        factor: float = 1.05,
-        eval_factor: float | None = None,
+        noise: Amount = 1.0,
+        w_importance: Amount = 0.005,
+        w_load: Amount = 0.005,
+        factor: Factor = 1.05,
+        eval_factor: Factor | None = None,
         order: Order = "priority",
         scope: Scope = "batch",
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
-        weights = {"noise": noise, "w_importance": w_importance, "w_load": w_load}
-        for option, value in weights.items():
-            if value < 0:
-                raise refused(self, option, value, "0 or more")
         self.capacity = Capacity(factor, order, scope, eval_factor=eval_factor)
         self.sigma = noise / n_experts
         self.w_importance = w_importance

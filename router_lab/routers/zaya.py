@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from router_lab.check import Amount, Count
 from router_lab.registry import register
-from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals, refused
+from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals
 
 
 @register("zaya")
@@ -35,18 +36,14 @@ class Zaya(Router):
         d_model: int,
         n_experts: int,
         k: int = 1,
-        d_router: int | None = None,
-        u: float = 1e-3,
+        d_router: Count | None = None,
+        u: Amount = 1e-3,
         kinds: Sequence[str] | None = None,
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
         if d_router is None:
             d_router = max(d_model // 8, 16)
-        if d_router < 1:
-            raise refused(self, "d_router", d_router, "at least 1")
-        if u < 0:
-            raise refused(self, "u", u, "0 or more")
         self.u = u
         self.down = Gate(d_model, d_router, bias=True)
         self.decay_R = nn.Parameter(torch.ones(d_router))
@@ -54,14 +51,10 @@ class Zaya(Router):
         self.hidden = nn.ModuleList(Gate(d_router, d_router, bias=True) for _ in range(2))
         self.out = Gate(d_router, n_experts)
         ffn_E = torch.tensor([kind == "ffn" for kind in kinds or ["ffn"] * n_experts])
-        self.ffn_E: Tensor
-        self.bias_E: Tensor
-        self.moments_2E: Tensor
-        self.steps: Tensor
-        self.register_buffer("ffn_E", ffn_E, persistent=False)
-        self.register_buffer("bias_E", -(~ffn_E).float())
-        self.register_buffer("moments_2E", torch.zeros(2, n_experts))
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.ffn_E: Tensor = nn.Buffer(ffn_E, persistent=False)
+        self.bias_E: Tensor = nn.Buffer(-(~ffn_E).float())
+        self.moments_2E: Tensor = nn.Buffer(torch.zeros(2, n_experts))
+        self.steps: Tensor = nn.Buffer(torch.zeros((), dtype=torch.long))
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         state_TR = self.down(x_TD)

@@ -20,7 +20,6 @@ from router_lab.routing.router import (
     StepTotals,
     TokenCounts,
     furthest,
-    refuse_constant_weight,
     refused,
     squared_cv,
 )
@@ -39,7 +38,6 @@ __all__ = [
     "count",
     "fair_shares",
     "furthest",
-    "refuse_constant_weight",
     "refused",
     "squared_cv",
 ]

@@ -137,6 +137,14 @@ class Router(nn.Module, ABC):
         """Weight elements that a token is multiplied with: its forward FLOPs are twice as many."""
         return float(sum(p.numel() for p in self.parameters() if p.dim() >= 2))
 
+    def refuse_constant_weight(self, remedy: str) -> None:
+        """Raises UserError for k = 1: one renormalised weight is always 1 and has no gradient."""
+        if self.mean_k == 1 and self.n_experts > 1:
+            right = (
+                "at least 2 with a renormalised weight, which for k = 1 is always 1 and gives no"
+            )
+            raise refused(self, "k", 1, f"{right} gradient; {remedy}")
+
     def after_step(self, demand_E: Tensor, totals: StepTotals) -> None:
         """Called once per optimiser step, with the demand of all its micro-batches and ranks."""
         return None
@@ -172,13 +180,6 @@ def squared_cv(value_E: Tensor) -> Tensor:
     """Population variance over squared mean; 0 for all zeros."""
     mean, tiny = value_E.mean(), torch.finfo(torch.float32).tiny
     return (value_E - mean).square().mean() / mean.square().clamp_min(tiny)
-
-
-def refuse_constant_weight(router: Router, remedy: str) -> None:
-    """Refuses one renormalised weight: it is always 1 and gives the router no gradient."""
-    if router.mean_k == 1 and router.n_experts > 1:
-        right = "at least 2 with a renormalised weight, which for k = 1 is always 1 and gives no"
-        raise refused(router, "k", 1, f"{right} gradient; {remedy}")
 
 
 def refused(owner: object, option: str, value: object, right: str) -> UserError:

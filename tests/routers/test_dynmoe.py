@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from helpers import context_of
 
-from router_lab.errors import UserError
 from router_lab.routers.dynmoe import DynMoE
 
 CONTEXT = context_of(2, 20)
@@ -110,8 +109,3 @@ def test_orthogonal_experts_have_no_diversity_loss() -> None:
     loss.backward()
     assert loss < 1e-6
     assert router.gate.weight.grad is not None and router.gate.weight.grad.isfinite().all()
-
-
-def test_refusals() -> None:
-    with pytest.raises(UserError, match="not possible"):
-        DynMoE(8, 4, coef=-1.0)

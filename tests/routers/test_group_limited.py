@@ -7,7 +7,6 @@ import pytest
 import torch
 from helpers import context_of
 
-from router_lab.errors import UserError
 from router_lab.losses import build_losses
 from router_lab.routers._selection import limit_to_groups
 from router_lab.routers.group_limited import GroupLimited
@@ -73,20 +72,3 @@ def test_default_loss_by_the_equations(reference_check: Callable[..., None]) -> 
         tolerance=1e-7,
         error=abs(loss.coef * float(loss(routing, routing.demand_E).detach()) - expected),
     )
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n_groups": 3},
-        {"n_groups": 0},
-        {"topk_groups": 0},
-        {"n_groups": 8, "topk_groups": 3, "group_score": "top2"},
-        {"k": 1, "norm_topk_prob": True},
-        {"k": 5},
-        {"n_groups": 2, "topk_groups": 1, "k": 5, "group_score": "topk"},
-    ],
-)
-def test_refusals(options: dict) -> None:
-    with pytest.raises(UserError, match="not possible"):
-        GroupLimited(8, 8, **options)

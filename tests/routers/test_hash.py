@@ -4,13 +4,11 @@ from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router_lab.data.corpus import Corpus, Split
-from router_lab.errors import UserError
 from router_lab.model.transformer import ModelOptions, Transformer
 from router_lab.routers.hash import Hash, balanced_table
 from router_lab.routing import ROUTERS, RouterContext
@@ -111,19 +109,6 @@ def test_learned_only_with_a_gate() -> None:
     routing.taken.weight_A[::2].sum().backward()
     assert router.gate is not None and router.gate.weight.grad is not None
     assert router.gate.weight.grad.abs().sum() > 0
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"vocab_size": 0},
-        {"learned_weight": True},
-        {"k": 5},
-    ],
-)
-def test_refusals(options: dict) -> None:
-    with pytest.raises(UserError, match="not possible"):
-        Hash(8, 4, **options)
 
 
 def test_every_layer_is_given_the_token_counts() -> None:

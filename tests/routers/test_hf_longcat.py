@@ -10,7 +10,6 @@ import pytest
 import torch
 from helpers import build_layer, context_of
 
-from router_lab.errors import UserError
 from router_lab.model.ffns.moe import MoE
 from router_lab.routers.longcat import LongCat
 from router_lab.routing import StepTotals
@@ -107,11 +106,3 @@ def test_the_bias_steers_the_number_of_ffn_experts() -> None:
 
 def test_counts_what_a_token_meets() -> None:
     assert layer().active_params() == pytest.approx(K * N / (N + Z) * 3 * D * F + D * (N + Z))
-
-
-@pytest.mark.parametrize(
-    "options", [{"k_ffn": 3.5}, {"k_ffn": 0.0}, {"u": -1.0}, {"k_ffn": 2.0, "kinds": None}]
-)
-def test_refusals(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError):
-        LongCat(D, N + Z, k=K, **{"kinds": KINDS, **options})

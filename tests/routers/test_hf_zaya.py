@@ -11,7 +11,6 @@ import pytest
 import torch
 from helpers import context_of
 
-from router_lab.errors import UserError
 from router_lab.routers.zaya import Zaya
 from router_lab.routing import Routing, StepTotals
 
@@ -124,9 +123,3 @@ def test_gradient_goes_down_through_the_state() -> None:
     ).taken.weight_A.square().sum().backward()
     assert lower.down.weight.grad is not None and lower.down.weight.grad.any()
     assert upper.decay_R.grad is not None and upper.decay_R.grad.any()
-
-
-@pytest.mark.parametrize("options", [{"d_router": 0}, {"u": -0.1}])
-def test_refusals(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError):
-        Zaya(D, 8, **options)

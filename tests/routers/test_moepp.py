@@ -11,7 +11,6 @@ import torch
 from helpers import context_of
 
 from router_lab.capacity import Capacity
-from router_lab.errors import UserError
 from router_lab.losses import LoadBalance
 from router_lab.model.ffn import FFNS, build_ffn
 from router_lab.model.ffns.moe import MoE
@@ -156,14 +155,3 @@ def test_the_limit_holds_in_training_alone() -> None:
         routing = moe.train(training)(x_TD, context_of(1, 64))[1][""]
         dropped = int(routing.demand_E.sum() - routing.load_E.sum())
         assert (dropped > 0) == training
-
-
-def test_refusals() -> None:
-    with pytest.raises(UserError, match="tau"):
-        MoEPlusPlus(8, 8, tau=0.0)
-    with pytest.raises(UserError, match="k=1"):
-        MoEPlusPlus(8, 8, k=1, norm_topk_prob=True)
-    with pytest.raises(UserError, match="tau"):
-        Capacity(tau=0.0)
-    with pytest.raises(UserError, match="tau"):
-        LoadBalance(tau=-1.0)

@@ -10,7 +10,6 @@ from helpers import context_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_lab.errors import UserError
 from router_lab.routers.quantile_balancing import QuantileBalancing, balancing_quantile
 from router_lab.routing import StepTotals
 
@@ -149,9 +148,3 @@ def test_evaluation_and_all_experts_leave_beta_alone() -> None:
     routing = router(torch.randn(8, 8), context_of(1, 8))
     router.after_step(routing.demand_E, StepTotals(8, 1.0, routing.stats))
     assert router.beta_E.tolist() == [0.0] * 4
-
-
-@pytest.mark.parametrize("options", [{"k": 1}, {"ema": 1.0}, {"ema": -0.1}])
-def test_refusals(options: dict) -> None:
-    with pytest.raises(UserError, match="not possible"):
-        QuantileBalancing(8, 4, **options)

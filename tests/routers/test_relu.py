@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from helpers import context_of
 
-from router_lab.errors import UserError
 from router_lab.model.transformer import ModelOptions, Transformer
 from router_lab.routers.relu import ReLURouter
 from router_lab.routing import StepTotals
@@ -115,9 +114,3 @@ def test_the_loss_is_the_same_in_both_modes() -> None:
     router, x_TD = ReLURouter(8, 4), torch.randn(32, 8)
     in_training = router.train()(x_TD, CONTEXT).losses["l1"]
     assert router.eval()(x_TD, CONTEXT).losses["l1"] == in_training > 0
-
-
-@pytest.mark.parametrize("options", [{"lambda_init": 0.0}, {"multiplier": 1.0}, {"k": 0.0}])
-def test_refusals(options: dict) -> None:
-    with pytest.raises(UserError, match="not possible"):
-        ReLURouter(8, 4, **options)

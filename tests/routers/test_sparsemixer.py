@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import permutations
 
-import pytest
 import torch
 from helpers import context_of
 from torch import Tensor
 
-from router_lab.errors import UserError
 from router_lab.routers.sparsemixer import SparseMixer
 
 
@@ -90,8 +88,3 @@ def test_evaluation_takes_the_largest() -> None:
     assert (
         routing.taken.weight_A.tolist() == [1.0] * 6
     )  # all others are too far: one is left a round
-
-
-def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"SparseMixer: eps=-0.1 .* 0 or more"):
-        SparseMixer(4, 4, eps=-0.1)

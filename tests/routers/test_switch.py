@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from helpers import context_of
 
-from router_lab.errors import UserError
 from router_lab.model.ffn import FFNS
-from router_lab.routing import ROUTERS
 
 
 def test_jitter_touches_the_router_s_input_alone() -> None:
@@ -31,8 +28,3 @@ def test_jitter_touches_the_router_s_input_alone() -> None:
         gate, up = (x_TD[t] @ gate_up[e]).chunk(2)
         want_D = routing.taken.weight_A[t] * ((gate * gate.sigmoid() * up) @ down[e])
         torch.testing.assert_close(y_TD[t], want_D)
-
-
-def test_options() -> None:
-    with pytest.raises(UserError, match="jitter="):
-        ROUTERS.build({"name": "switch", "jitter": 1.5}, d_model=4, n_experts=2)

@@ -9,7 +9,6 @@ from helpers import context_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router_lab.errors import UserError
 from router_lab.losses import build_losses
 from router_lab.routers.top_p import TopP
 
@@ -81,9 +80,3 @@ def test_default_balance_loss(reference_check: Callable[..., None]) -> None:
         tolerance=1e-5,
         error=abs(float(loss(routing, routing.demand_E).detach()) - expected),
     )
-
-
-@pytest.mark.parametrize("options", [{"p": 0.0}, {"p": 1.1}, {"dynamic_coef": -1.0}, {"k": 9.0}])
-def test_refusals(options: dict) -> None:
-    with pytest.raises(UserError, match="not possible"):
-        TopP(8, 4, **options)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from helpers import context_of
 
-from router_lab.errors import UserError
 from router_lab.routers.two_level import TwoLevel
 
 
@@ -71,21 +69,6 @@ def test_against_a_loop(
         tolerance=1e-6,
         error=worst,
     )
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n_groups": 5},
-        {"k_groups": 3},
-        {"k": 2, "k_groups": 2},  # one expert a group, renormalised: no gradient
-        {"k": 2, "k_groups": 1},
-        {"k": 8, "k_groups": 2},
-    ],
-)
-def test_refusals(options: dict[str, Any]) -> None:
-    with pytest.raises(UserError):
-        TwoLevel(16, 12, **options)
 
 
 def test_one_expert_per_group_learns_without_renormalising() -> None:
