@@ -1,8 +1,8 @@
-"""`pytest --router my_package.my_module:MyRouter` runs the contract on a router, one test a check.
+"""`pytest --router my_package.my_module:MyRouter` tests a router's contract, one test per check.
 
 The router is named by module and class, by file and class (`my_router.py:MyRouter`), or by its
-registered name. Its options: `--router-option k=4`, as often as wanted. Without paths on the
-command line nothing else is run. Loaded by every pytest in the environment, so it imports late.
+registered name. Its options: `--router-option k=4`, repeatable. Without paths on the command line
+nothing else is run. Every pytest in the environment loads this module, so it imports late.
 """
 
 from __future__ import annotations
@@ -21,20 +21,11 @@ if TYPE_CHECKING:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("router_lab")
-    group.addoption(
-        "--router",
-        action="append",
-        default=[],
-        metavar="MODULE:CLASS",
-        help="run router_lab's contract on a router: module:Class, file.py:Class or its name",
-    )
-    group.addoption(
-        "--router-option",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="an option for the routers under --router, or d_model, n_experts",
-    )
+    for option, metavar, about in (
+        ("--router", "MODULE:CLASS", "test a router: module:Class, file.py:Class or its name"),
+        ("--router-option", "NAME=VALUE", "an option of these routers, or d_model, n_experts"),
+    ):
+        group.addoption(option, action="append", default=[], metavar=metavar, help=about)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -43,27 +34,18 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(session: pytest.Session, items: list[pytest.Item]) -> None:
-    for spec in session.config.getoption("--router"):
-        items.extend(_items(session, spec))
-
-
-def _items(session: pytest.Session, spec: str) -> list[pytest.Item]:
+    specs, pairs = (session.config.getoption(name) for name in ("--router", "--router-option"))
+    if not specs:
+        return
     from router_lab.testing import CHECKS
 
     # torch.compile narrates itself at level DEBUG, which pytest would print under a failure.
     logging.getLogger("torch.__trace").propagate = False
-    pairs = session.config.getoption("--router-option")
-    subject = subject_of(spec, pairs, session.config.invocation_params.dir)
-    return [
-        CheckItem.from_parent(
-            session,
-            name=check.name,
-            nodeid=f"{subject.name}::{check.name}",
-            check=check,
-            subject=subject,
-        )
-        for check in CHECKS
-    ]
+    for spec in specs:
+        subject = subject_of(spec, pairs, session.config.invocation_params.dir)
+        for check in CHECKS:
+            fields = {"name": check.name, "nodeid": f"{subject.name}::{check.name}"}
+            items.append(CheckItem.from_parent(session, check=check, subject=subject, **fields))
 
 
 def subject_of(spec: str, pairs: list[str], folder: Path) -> Subject:
@@ -72,21 +54,10 @@ def subject_of(spec: str, pairs: list[str], folder: Path) -> Subject:
     Raises:
         pytest.UsageError: there is no such router, or it refuses the options.
     """
+    import yaml
+
     from router_lab.errors import UserError
     from router_lab.testing import Subject
-
-    try:
-        options = _options(pairs)
-        given = {key: options.pop(key) for key in ("d_model", "n_experts") if key in options}
-        subject = Subject(_find(spec, folder), options, **given)
-        subject.build()
-    except UserError as error:
-        raise pytest.UsageError(f"--router {spec}: {error}") from error
-    return subject
-
-
-def _options(pairs: list[str]) -> dict[str, Any]:
-    import yaml
 
     options = {}
     for pair in pairs:
@@ -94,7 +65,13 @@ def _options(pairs: list[str]) -> dict[str, Any]:
         if not equals:
             raise pytest.UsageError(f"--router-option {pair}: write it as NAME=VALUE, like k=4.")
         options[name] = yaml.safe_load(value)
-    return options
+    sizes = {key: options.pop(key) for key in ("d_model", "n_experts") if key in options}
+    try:
+        subject = Subject(_find(spec, folder), options, **sizes)
+        subject.build()
+    except UserError as error:
+        raise pytest.UsageError(f"--router {spec}: {error}") from error
+    return subject
 
 
 def _find(spec: str, folder: Path) -> Any:
@@ -116,21 +93,19 @@ def _find(spec: str, folder: Path) -> Any:
             raise UserError(
                 f"{place} cannot be imported ({type(error).__name__}: {error})."
             ) from error
-    cls = getattr(module, name, None)
-    if not (isinstance(cls, type) and issubclass(cls, Router)):
-        routers = [
-            n for n, c in vars(module).items() if isinstance(c, type) and issubclass(c, Router)
-        ]
-        found = ", ".join(n for n in routers if n != "Router") or "none"
-        raise UserError(f"{name} is no router in {place}; the routers there are: {found}.")
-    return cls
+    classes = {n: c for n, c in vars(module).items() if isinstance(c, type)}
+    routers = {n: c for n, c in classes.items() if issubclass(c, Router) and c is not Router}
+    if name not in routers:
+        names = ", ".join(routers) or "none"
+        raise UserError(f"{name} is no router in {place}; the routers there are: {names}.")
+    return routers[name]
 
 
 class CheckItem(pytest.Item):
     """One check of one router as a test."""
 
-    def __init__(self, *, check: Check, subject: Subject, **known: Any) -> None:
-        super().__init__(**known)
+    def __init__(self, *, check: Check, subject: Subject, **fields: Any) -> None:
+        super().__init__(**fields)
         self.check = check
         self.subject = subject
 
@@ -152,9 +127,7 @@ class CheckItem(pytest.Item):
         if cause is None:
             return str(excinfo.value)
         inner = pytest.ExceptionInfo.from_exception(cause)
-        inner.traceback = inner.traceback.filter(
-            lambda entry: "torch" not in Path(entry.path).parts
-        )
+        inner.traceback = inner.traceback.filter(lambda e: "torch" not in Path(e.path).parts)
         return f"{excinfo.value}\n\n{inner.getrepr(style='short')}"
 
     def reportinfo(self) -> tuple[Path, None, str]:

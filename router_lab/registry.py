@@ -6,9 +6,9 @@
 
 makes `router=my_router router.temperature=0.5` work on the command line, with no YAML. The base
 class says what kind of thing it is: `register` takes a router, an FFN, a balance loss, a capacity
-limit, a corpus, an optimiser or a metric. One in another package joins by an entry point, such as
-`router_lab.routers` (its value: a module that registers, or the class, which then goes by the entry
-point's name); one in a loose file by its path, `plugins=[my_router.py]`.
+limit, a corpus or an optimiser. Another package adds its own by an entry point, such as
+`router_lab.routers` (a module that registers, or the class, which then takes the entry point's
+name); a loose file is named by its path, `plugins=[my_router.py]`.
 """
 
 from __future__ import annotations
@@ -20,9 +20,8 @@ import inspect
 import pkgutil
 import sys
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import field, make_dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, make_dataclass
 from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -35,7 +34,7 @@ from router_lab.errors import UserError
 T = TypeVar("T")
 C = TypeVar("C", bound=type)
 LOOSE = "router_lab_plugin_"
-"""Begins the module name of a file that was loaded by its path."""
+"""Prefix of the module name of a file that was loaded by its path."""
 REGISTRIES: dict[str, Registry[Any]] = {}
 """By kind; each is made beside its base class."""
 KINDS = ("routers", "ffns", "losses", "capacities", "data", "optimisers")
@@ -53,6 +52,7 @@ HOMES = (
 """Modules that make the registries."""
 
 
+@dataclass(eq=False)
 class Registry(Generic[T]):
     """The classes of one kind, by name.
 
@@ -64,30 +64,24 @@ class Registry(Generic[T]):
         given: constructor parameters that the caller passes and no configuration names.
         linked: defaults that come from the configuration in place of the constructor's.
         several: a configuration holds any number of them, by name (the losses).
+
+    Attributes:
+        problems: plugins that could not be imported: name → why.
     """
 
-    def __init__(
-        self,
-        kind: str,
-        base: type[Any],
-        package: str,
-        plural: str,
-        given: Iterable[str] = (),
-        linked: Mapping[str, Any] | None = None,
-        several: bool = False,
-    ) -> None:
-        self.kind = kind
-        self.base = base
-        self.package = package
-        self.plural = plural
-        self.given = frozenset(given)
-        self.linked = dict(linked or {})
-        self.several = several
-        self.problems: dict[str, str] = {}
-        """Plugins that could not be imported: name → why."""
-        self._classes: dict[str, type[T]] = {}
-        self._loaded = False
-        REGISTRIES[kind] = self
+    kind: str
+    base: type[Any]
+    package: str
+    plural: str
+    given: Iterable[str] = ()
+    linked: Mapping[str, Any] = field(default_factory=dict)
+    several: bool = False
+    problems: dict[str, str] = field(default_factory=dict, init=False)
+    _classes: dict[str, type[T]] = field(default_factory=dict, init=False)
+    _loaded: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        REGISTRIES[self.kind] = self
 
     def add(self, name: str, cls: type[T]) -> None:
         """Raises UserError if it is not derived from the base class, or the name is taken."""
@@ -115,8 +109,7 @@ class Registry(Generic[T]):
         for point in entry_points(group=f"router_lab.{self.plural}"):
             try:
                 loaded = point.load()
-                named = isinstance(loaded, types.ModuleType) or loaded in self._classes.values()
-                if not named:
+                if not isinstance(loaded, types.ModuleType) and not self.name_of(loaded):
                     self.add(point.name, loaded)
             except (Exception, SystemExit) as error:  # someone else's code may fail in any way
                 self.problems[point.name] = f"{type(error).__name__}: {error}"
@@ -125,8 +118,13 @@ class Registry(Generic[T]):
         self.load()
         return sorted(self._classes)
 
-    def get(self, name: str) -> type[T]:
-        """Raises UserError with the right names for an unknown one."""
+    def get(self, name: str | type[T]) -> type[T]:
+        """The class of a name; a class itself, which need not be registered.
+
+        Raises UserError with the right names for an unknown one.
+        """
+        if isinstance(name, type):
+            return name
         self.load()
         if name not in self._classes:
             why = self.problems.get(name)
@@ -135,27 +133,12 @@ class Registry(Generic[T]):
             raise UserError(f"There is no {self.kind} named {name!r}{broken}; {right}.")
         return self._classes[name]
 
-    def name_of(self, cls: type) -> str:
+    def name_of(self, cls: type) -> str | None:
+        """The name of a class; None if it is not registered."""
         self.load()
-        return next(name for name, registered in self._classes.items() if registered is cls)
+        return next((name for name, other in self._classes.items() if other is cls), None)
 
-    @contextmanager
-    def temporarily_registered(self, cls: type[T]) -> Iterator[str]:
-        """The name of a class within the block; one that has none is given one for the time."""
-        self.load()
-        if cls in self._classes.values():
-            yield self.name_of(cls)
-            return
-        name = cls.__name__
-        while name in self._classes:
-            name += "_"
-        self._classes[name] = cls
-        try:
-            yield name
-        finally:
-            del self._classes[name]
-
-    def options(self, name: str) -> list[Option]:
+    def options(self, name: str | type[T]) -> list[Option]:
         """The options of a registered class, read from its constructor."""
         options = [one for one in options_of(self.get(name)) if one.name not in self.given]
         return [
@@ -166,8 +149,8 @@ class Registry(Generic[T]):
     def build(self, config: Mapping[str, Any], **given: Any) -> T:
         """The object that a config node `{"name": …, option: value, …}` describes.
 
-        Of `given`, a constructor gets what it asks for. Raises UserError for an unknown name or
-        option, a wrong type or a value that is not possible.
+        Of `given`, a constructor gets what it asks for. The name may be a class (see `get`). Raises
+        UserError for an unknown name or option, a wrong type or a value that is not possible.
         """
         config = dict(config)
         if "name" not in config:
@@ -187,11 +170,12 @@ class Registry(Generic[T]):
         wanted = inspect.signature(cls).parameters
         return cls(**{**{k: v for k, v in given.items() if k in wanted}, **config})
 
-    def no_option(self, name: str, key: str) -> str:
+    def no_option(self, name: str | type[T], key: str) -> str:
         """The sentence about an option that a class does not have."""
         options = [option.name for option in self.options(name)]
         right = choices_text(key, options, what="its options are")
-        return f"The {self.kind} {name} has no option {key}; {right}."
+        shown = name.__name__ if isinstance(name, type) else name
+        return f"The {self.kind} {shown} has no option {key}; {right}."
 
     def store_configs(self) -> None:
         """Puts every class into Hydra's ConfigStore, so that `router=name` works without YAML."""
@@ -219,7 +203,7 @@ class Registry(Generic[T]):
                 linked = isinstance(default, str) and default.startswith("${")
                 kind = Any if linked else option.hydra_type()
                 fields.append((option.name, kind, field(default=default)))
-        # Hydra reads the fields alone; methods that nobody calls take longest to make.
+        # Hydra reads only the fields; generating unused methods is what takes time.
         schema = make_dataclass(f"{name}_config", fields, init=False, repr=False, eq=False)
         schema.registered = (self, name)  # type: ignore[attr-defined]  # for error messages
         return schema

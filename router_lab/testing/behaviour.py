@@ -10,42 +10,43 @@ import torch
 from torch import Tensor, nn
 
 from router_lab.routing import Routing
-from router_lab.testing.record import MODES
 from router_lab.testing.subject import (
+    MODES,
     VOCABULARY,
     NotApplicable,
     Subject,
-    differing,
-    differing_losses,
     next_token_loss,
     require,
+    require_same,
     route,
+    route_in_both_modes,
     seeded,
     take_steps,
 )
 
 TRIES = 4
 ROUNDING = 1e-6
-"""A gradient this small beside the model's largest is what rounding leaves of none."""
+"""A gradient below this share of the model's largest counts as a rounding error."""
 
 
 def check_gradient(subject: Subject) -> None:
+    """Gradient reaches every parameter of the router."""
     router = subject.build()
     names = [name for name, p in router.named_parameters() if p.requires_grad]
     if not names:
         raise NotApplicable("it has no parameters")
-    with_own: set[str] = set()
+    with_losses: set[str] = set()
     task_alone: set[str] = set()
     for seed in range(TRIES):
-        task_alone |= _reached(subject, seed, own_losses=False)
-        with_own |= _reached(subject, seed, own_losses=True)
+        task_alone |= _reached(subject, seed, router_losses=False)
+        with_losses |= _reached(subject, seed, router_losses=True)
     require(
         task_alone,
         "No parameter of it gets a gradient from the language model's loss.",
         "The combine weights must depend on the gate, and for k = 1 they must not be renormalised "
         "(a weight that is always 1 has no gradient).",
     )
-    missing = [name for name in names if name not in with_own]
+    missing = [name for name in names if name not in with_losses]
     require(
         not missing,
         f"No gradient reaches {', '.join(missing)}, neither from the language model's loss nor "
@@ -54,14 +55,14 @@ def check_gradient(subject: Subject) -> None:
     )
 
 
-def _reached(subject: Subject, seed: int, own_losses: bool) -> set[str]:
+def _reached(subject: Subject, seed: int, router_losses: bool) -> set[str]:
     """Router parameters with a gradient that is not zero, in any layer of a small model."""
     model = subject.model(seed).train()
     with seeded(seed):
         tokens_BS = torch.randint(VOCABULARY, (4, 16))
         output = model(tokens_BS)
     loss = next_token_loss(output.logits_BSV, tokens_BS)
-    if own_losses:
+    if router_losses:
         for routing in output.routings.values():
             loss = loss + sum(routing.losses.values())
     loss.backward()
@@ -74,61 +75,58 @@ def _reached(subject: Subject, seed: int, own_losses: bool) -> set[str]:
     }
 
 
-def check_evaluation_deterministic(subject: Subject) -> None:
+def check_deterministic(subject: Subject) -> None:
+    """Evaluation gives the same routing every time, at every step, ties included."""
     router = subject.build()
     for seed in range(TRIES):
         x_TD, context = subject.batch(seed=seed)
         route(router, x_TD, context, train=True)
-        for kind, chosen_TD in (("the same batch", x_TD), ("a batch of ties", 0 * x_TD)):
-            one, other = (route(router, chosen_TD, context, train=False, seed=s) for s in (1, 2))
-            difference = differing(one, other) or differing_losses(one, other)
-            require(
-                difference is None,
-                f"Two passes over {kind} in evaluation differ in {difference}.",
+        for kind, batch_TD in (("the same batch", x_TD), ("a batch of ties", 0 * x_TD)):
+            require_same(
+                route(router, batch_TD, context, train=False, seed=1),
+                route(router, batch_TD, context, train=False, seed=2),
+                f"Two passes over {kind} in evaluation differ in {{}}.",
                 "Draw noise, jitter and random experts only `if self.training`, and break ties by "
                 "the number of the expert.",
+                losses=True,
             )
-        early, late = (
-            route(router, x_TD, replace(context, step=step), train=False) for step in (0, 10**6)
-        )
-        difference = differing(early, late)
-        require(
-            difference is None,
-            f"In evaluation it depends on context.step: {difference} differ between step 0 and a "
-            f"million.",
-            "Keep what training has reached in a buffer, so that a saved model is complete.",
+        require_same(
+            route(router, x_TD, replace(context, step=0), train=False),
+            route(router, x_TD, replace(context, step=10**6), train=False),
+            "In evaluation it depends on context.step: {} differ between step 0 and a million.",
+            "Store the training state in a buffer, so that a saved model is complete.",
         )
 
 
-def check_forward_pure(subject: Subject) -> None:
+def check_pure_forward(subject: Subject) -> None:
+    """A forward pass changes neither its input nor the context nor the state."""
     router = subject.build()
-    for mode, train in MODES.items():
-        x_TD, context = subject.batch()
-        given_TD = x_TD.clone()
-        given_context = copy.deepcopy(context)
-        before = copy.deepcopy(router.state_dict())
-        route(router, x_TD, context, train=train)
-        for name, value in vars(given_context).items():
+    before = copy.deepcopy(router.state_dict())
+    x_TD, context = subject.batch()
+    x_before_TD, context_before = x_TD.clone(), copy.deepcopy(context)
+    for where, _ in route_in_both_modes(router, x_TD, context):
+        for name, value in vars(context_before).items():
             require(
                 not isinstance(value, Tensor) or value.equal(getattr(context, name)),
-                f"In {mode}, forward changes context.{name} in place.",
+                f"{where}forward changes context.{name} in place.",
                 "The context is shared by all layers; clone before you write.",
             )
         require(
-            x_TD.equal(given_TD),
-            f"In {mode}, forward changes its input in place.",
+            x_TD.equal(x_before_TD),
+            f"{where}forward changes its input in place.",
             "Multiply into a new tensor: jitter is for the router's input alone.",
         )
         changed = [n for n, value in router.state_dict().items() if not value.equal(before[n])]
         require(
             not changed,
-            f"In {mode}, forward changes its state: {', '.join(changed)}.",
-            "Activation checkpointing runs forward twice a step: send sums out in Routing.stats "
+            f"{where}forward changes its state: {', '.join(changed)}.",
+            "Activation checkpointing runs forward twice per step: send sums out in Routing.stats "
             "and change buffers in after_step(demand_E, totals).",
         )
 
 
 def check_noise(subject: Subject) -> None:
+    """It leaves torch's global generator alone."""
     router = subject.build()
     for mode, train in MODES.items():
         x_TD, context = subject.batch()
@@ -147,7 +145,10 @@ def check_noise(subject: Subject) -> None:
 
 
 def check_compile(subject: Subject) -> None:
-    """Against the backend aot_eager: it traces forward and backward, and needs no C++ compiler."""
+    """torch.compile changes nothing.
+
+    The backend aot_eager traces forward and backward, and needs no C++ compiler.
+    """
     router = subject.build()
     torch._dynamo.reset()
     compiled: nn.Module = torch.compile(router, backend="aot_eager")  # type: ignore[assignment]
@@ -156,14 +157,15 @@ def check_compile(subject: Subject) -> None:
         x_TD.requires_grad_()
         plain = route(router, x_TD, context, train=False)
         traced = route(compiled, x_TD, context, train=False)
+        problem = "Under torch.compile it differs in {}."
+        remedy = "Values read with .item() or stored in Python are frozen at the first call; use "
+        remedy += "tensors."
+        require_same(plain, traced, problem, remedy)
         gradient_TD, traced_TD = _input_gradient(plain, x_TD), _input_gradient(traced, x_TD)
-        difference = differing(plain, traced)
-        if difference is None and not torch.allclose(gradient_TD, traced_TD, rtol=1e-3, atol=1e-5):
-            difference = "the gradient of its input"
         require(
-            difference is None,
-            f"Under torch.compile it differs in {difference}.",
-            "Values read with .item() or kept in Python are frozen at the first call; use tensors.",
+            torch.allclose(gradient_TD, traced_TD, rtol=1e-3, atol=1e-5),
+            problem.format("the gradient of its input"),
+            remedy,
         )
     torch._dynamo.reset()
 
@@ -179,6 +181,7 @@ def _input_gradient(routing: Routing, x_TD: Tensor) -> Tensor:
 
 
 def check_state(subject: Subject) -> None:
+    """Saving and loading keeps everything that matters."""
     router = subject.build(seed=0)
     in_python = _plain_attributes(router)
     take_steps(router, subject, n=20)
@@ -186,8 +189,8 @@ def check_state(subject: Subject) -> None:
     require(
         not changed,
         f"Training changes {', '.join(changed)}, which is in no state dict.",
-        "A resumed or loaded run would begin anew: keep counters and multipliers in buffers "
-        "(self.register_buffer).",
+        "A resumed or loaded run would lose it: keep counters and multipliers in buffers "
+        "(torch.nn.Buffer).",
     )
     file = io.BytesIO()
     torch.save(router.state_dict(), file)
@@ -197,16 +200,16 @@ def check_state(subject: Subject) -> None:
     x_TD, context = subject.batch(seed=7)
     for when in ("", " and one more step"):
         for mode, train in MODES.items():
-            one, other = (route(r, x_TD, context, train=train) for r in (router, fresh))
-            difference = differing(one, other) or differing_losses(one, other)
-            require(
-                difference is None,
-                f"After saving and loading{when} it differs in {difference}, in {mode}.",
+            require_same(
+                route(router, x_TD, context, train=train),
+                route(fresh, x_TD, context, train=train),
+                f"After saving and loading{when} it differs in {{}}, in {mode}.",
                 "What must survive (tables, biases, multipliers, counters) goes into buffers "
-                "(self.register_buffer) or parameters.",
+                "(torch.nn.Buffer) or parameters.",
+                losses=True,
             )
-        for chosen in (router, fresh):
-            take_steps(chosen, subject, n=1, first=20)
+        for either in (router, fresh):
+            take_steps(either, subject, n=1, first=20)
 
 
 def _plain_attributes(router: nn.Module) -> dict[str, str]:
@@ -220,6 +223,7 @@ def _plain_attributes(router: nn.Module) -> dict[str, str]:
 
 
 def check_permutation(subject: Subject) -> None:
+    """Permuting the tokens permutes the routing with them."""
     if not subject.cls.permutable:
         raise NotApplicable("permutable is False: the routing depends on the order of the tokens")
     router = subject.build()
@@ -227,18 +231,18 @@ def check_permutation(subject: Subject) -> None:
         x_TD, context = subject.batch(seed=seed)
         with seeded(seed):
             order_T = torch.randperm(len(x_TD))
-        plain = route(router, x_TD, context, train=False)
-        shuffled = route(router, x_TD[order_T], context.select(order_T), train=False)
-        difference = differing(plain, shuffled, index_a=order_T)
-        require(
-            difference is None,
-            f"Permuting the tokens does not permute {difference}.",
+        require_same(
+            route(router, x_TD, context, train=False),
+            route(router, x_TD[order_T], context.select(order_T), train=False),
+            "Permuting the tokens does not permute {}.",
             "If the order of the tokens is meant to count (first come, first served), set "
             "permutable = False on the class.",
+            index_one=order_T,
         )
 
 
 def check_autocast(subject: Subject) -> None:
+    """The gate's maths stays float32 under bfloat16 autocast."""
     router = subject.build()
     x_TD, context = subject.batch()
     x_TD = x_TD.bfloat16()
@@ -246,10 +250,10 @@ def check_autocast(subject: Subject) -> None:
         exact = route(router, x_TD.float(), context, train=train)
         with torch.autocast("cpu", dtype=torch.bfloat16):
             mixed = route(router, x_TD, context, train=train)
-        difference = differing(exact, mixed)
-        require(
-            difference is None,
-            f"Under bfloat16 autocast, in {mode}, it differs from float32 in {difference}.",
+        require_same(
+            exact,
+            mixed,
+            f"Under bfloat16 autocast, in {mode}, it differs from float32 in {{}}.",
             "Use router_lab.routing.Gate for linear maps; wrap other matrix products in "
             "`with torch.autocast(x_TD.device.type, enabled=False)` on x_TD.float().",
         )

@@ -1,4 +1,4 @@
-"""Whether a token's routing depends on what a model that writes text does not have yet."""
+"""Whether a token's routing depends on tokens that a language model has not generated yet."""
 
 from __future__ import annotations
 
@@ -10,8 +10,15 @@ from torch import Tensor
 
 from router_lab.model.ffns.moe import MoE
 from router_lab.routing import Lookahead, RouterContext, Routing, furthest
-from router_lab.testing.record import MODES
-from router_lab.testing.subject import VOCABULARY, Subject, differing, require, seeded, take_steps
+from router_lab.testing.subject import (
+    MODES,
+    VOCABULARY,
+    Subject,
+    differing,
+    require,
+    seeded,
+    take_steps,
+)
 
 TRIES = 12
 """Batches in each mode. A leak that only shows when experts are full needs several."""
@@ -23,30 +30,33 @@ REMEDY = (
 
 
 def check_causality(subject: Subject) -> None:
+    """A token's routing depends on later tokens exactly where the router says so."""
     _require_no_leak(subject, later_tokens)
     declared = declared_lookahead(subject)
     if declared == "never":
         return
     mode, train = ("training", True) if declared == "in training" else ("evaluation", False)
     require(
-        any(find_leak(subject, compare, train) for compare in COMPARISONS),
+        any(find_leak(subject, compare, train) for compare in (later_tokens, prefix, batch_mates)),
         f"It declares lookahead={declared!r}, but in {TRIES} tries in {mode} no token's routing "
         "depended on later tokens or on other sequences.",
         'Set lookahead = "never"'
-        + (', or "in training" if it is so there.' if declared == "always" else "."),
+        + (', or "in training" if it does in training.' if declared == "always" else "."),
     )
 
 
 def check_prefix(subject: Subject) -> None:
+    """The first tokens of a sequence are routed alone as within the whole."""
     _require_no_leak(subject, prefix)
 
 
 def check_batch_mates(subject: Subject) -> None:
+    """A sequence is routed alone as in a batch."""
     _require_no_leak(subject, batch_mates)
 
 
 def declared_lookahead(subject: Subject) -> Lookahead:
-    """What the router and its capacity limit say of themselves."""
+    """What the router and its capacity limit declare."""
     return furthest(*(layer.lookahead for layer in _layers(subject)))
 
 
@@ -60,8 +70,10 @@ def _require_no_leak(subject: Subject, compare: Comparison) -> None:
             require(leak is None, problem, REMEDY)
 
 
-Comparison = Callable[[Subject, list[MoE], int, bool], str | None]
-"""(subject, layers, seed, train) → what a token's routing wrongly depends on; None if nothing."""
+Records = list[Routing]
+Comparison = Callable[[Subject, list[MoE], int, bool], tuple[Records, Records, Tensor, str]]
+"""(subject, layers, seed, train) → two records of each layer, the tokens of the first that must
+agree with the leading ones of the second, and how to say that they do not."""
 
 
 def find_leak(subject: Subject, compare: Comparison, train: bool) -> str | None:
@@ -70,13 +82,19 @@ def find_leak(subject: Subject, compare: Comparison, train: bool) -> str | None:
     for layer in in_training:
         take_steps(layer.router, subject, n=5)
     for seed in range(TRIES):
-        leak = compare(subject, in_training if seed % 3 == 2 else fresh, seed, train)
-        if leak is not None:
-            return leak
+        layers = in_training if seed % 3 == 2 else fresh
+        first, second, tokens, sentence = compare(subject, layers, seed, train)
+        leading = torch.arange(len(tokens))
+        for place, one, two in zip(("", " of the second layer"), first, second, strict=True):
+            difference = differing(one, two, index_a=tokens, index_b=leading)
+            if difference is not None:
+                return sentence.format(difference + place)
     return None
 
 
-def later_tokens(subject: Subject, layers: list[MoE], seed: int, train: bool) -> str | None:
+def later_tokens(
+    subject: Subject, layers: list[MoE], seed: int, train: bool
+) -> tuple[Records, Records, Tensor, str]:
     """Changes the tokens after some position of a sequence.
 
     Half of the batches crowd: all changed tokens, and the other sequences, are one vector, so that
@@ -94,44 +112,42 @@ def later_tokens(subject: Subject, layers: list[MoE], seed: int, train: bool) ->
             crowd_D = 2 * changed_TD[cut + 1]
             changed_TD[later], ids_T[later] = crowd_D, ids_T[cut + 1].clone()
             x_TD[S:] = changed_TD[S:] = crowd_D
-    one = _route_both(layers, x_TD, context, train, seed)
-    two = _route_both(layers, changed_TD, replace(context, token_id_T=ids_T), train, seed)
-    difference = _first_difference(one, two, torch.arange(cut + 1))
-    if difference is None:
-        return None
     return (
-        f"changing the tokens after position {cut} of a sequence changes {difference} at or "
-        "before it"
+        _route_both(layers, x_TD, context, train, seed),
+        _route_both(layers, changed_TD, replace(context, token_id_T=ids_T), train, seed),
+        torch.arange(cut + 1),
+        f"changing the tokens after position {cut} of a sequence changes {{}} at or before it",
     )
 
 
-def prefix(subject: Subject, layers: list[MoE], seed: int, train: bool) -> str | None:
-    """Takes the tokens after some position of a sequence away."""
+def prefix(
+    subject: Subject, layers: list[MoE], seed: int, train: bool
+) -> tuple[Records, Records, Tensor, str]:
+    """Removes the tokens after some position of a sequence."""
     S = 32
     x_TD, context = _batch(subject, 1, S, seed)
     n = 1 + (7 * seed) % (S // 2)
-    whole = _route_both(layers, x_TD, context, train, seed)
-    alone = _route_both(layers, *_part(x_TD, context, 0, n), train, seed)
-    difference = _first_difference(whole, alone, torch.arange(n))
-    if difference is None:
-        return None
-    return f"the first {n} of {S} tokens, taken alone, differ in {difference}"
+    return (
+        _route_both(layers, x_TD, context, train, seed),
+        _route_both(layers, *_part(x_TD, context, 0, n), train, seed),
+        torch.arange(n),
+        f"the first {n} of {S} tokens, taken alone, differ in {{}}",
+    )
 
 
-def batch_mates(subject: Subject, layers: list[MoE], seed: int, train: bool) -> str | None:
-    """Takes the other sequences of a batch away."""
+def batch_mates(
+    subject: Subject, layers: list[MoE], seed: int, train: bool
+) -> tuple[Records, Records, Tensor, str]:
+    """Removes the other sequences of a batch."""
     B, S = 3, 16
     x_TD, context = _batch(subject, B, S, seed)
     b = seed % B
-    together = _route_both(layers, x_TD, context, train, seed)
-    alone = _route_both(layers, *_part(x_TD, context, b, S), train, seed)
-    difference = _first_difference(together, alone, torch.arange(b * S, b * S + S))
-    if difference is None:
-        return None
-    return f"a sequence of a batch of {B}, taken alone, differs in {difference}"
-
-
-COMPARISONS: tuple[Comparison, ...] = (later_tokens, prefix, batch_mates)
+    return (
+        _route_both(layers, x_TD, context, train, seed),
+        _route_both(layers, *_part(x_TD, context, b, S), train, seed),
+        torch.arange(b * S, b * S + S),
+        f"a sequence of a batch of {B}, taken alone, differs in {{}}",
+    )
 
 
 def _layers(subject: Subject) -> list[MoE]:
@@ -168,13 +184,3 @@ def _route_both(
             here = replace(context, layer=index, previous=records[-1] if records else None)
             records.append(layer(x_TD, here)[1][""])
     return records
-
-
-def _first_difference(one: list[Routing], two: list[Routing], index_one: Tensor) -> str | None:
-    """Between tokens index_one of the first records and the leading tokens of the second."""
-    leading = torch.arange(len(index_one))
-    for place, a, b in zip(("", " of the second layer"), one, two, strict=True):
-        difference = differing(a, b, index_a=index_one, index_b=leading)
-        if difference is not None:
-            return f"{difference}{place}"
-    return None

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+
 import torch
 from torch import Tensor
 
-from router_lab.model.transformer import Transformer
 from router_lab.routing import StepTotals
-from router_lab.testing.record import MODES
 from router_lab.testing.subject import (
+    MODES,
     VOCABULARY,
     ContractError,
     Subject,
@@ -19,11 +20,12 @@ from router_lab.testing.subject import (
 
 ROWS = (
     "Route exactly the rows of x_TD: T is not B·S, as padding is taken out before. "
-    "context.sequence_T and context.position_T say where each token sits."
+    "context.sequence_T and context.position_T give the place of each token."
 )
 
 
 def check_padding(subject: Subject) -> None:
+    """Padding takes no expert and changes nothing."""
     model = subject.model()
     with seeded(0):
         tokens_BS = torch.randint(VOCABULARY, (3, 16))
@@ -38,10 +40,8 @@ def check_padding(subject: Subject) -> None:
                 with seeded(1):
                     outputs.append(model(ids_BS, mask_BS))
             except (RuntimeError, IndexError, ValueError) as error:
-                what = f"{type(error).__name__}: {error}"
-                raise ContractError(
-                    f"In {mode}, a batch with padding raises {what}. {ROWS}"
-                ) from error
+                problem = f"a batch with padding raises {type(error).__name__}: {error}"
+                raise ContractError(f"In {mode}, {problem}. {ROWS}") from error
         for name, routing in outputs[0].routings.items():
             rows = {routing.n_tokens, len(routing.context.token_id_T), len(routing.logits_TE)}
             require(
@@ -52,12 +52,13 @@ def check_padding(subject: Subject) -> None:
         one, two = (out.logits_BSV[mask_BS] for out in outputs)
         require(
             torch.allclose(one, two, rtol=1e-4, atol=1e-5),
-            f"In {mode}, what stands in padded places changes the output of real tokens.",
-            "Take nothing but x_TD and the context, which hold real tokens only.",
+            f"In {mode}, the content of padded positions changes the output of real tokens.",
+            "Use nothing but x_TD and the context, which hold real tokens only.",
         )
 
 
 def check_load_once(subject: Subject) -> None:
+    """The demand is counted once under accumulation and activation checkpointing."""
     plain = _one_step(subject, checkpoint=False)
     recomputed = _one_step(subject, checkpoint=True)
     for name, value in plain.items():
@@ -77,8 +78,9 @@ def _one_step(subject: Subject, checkpoint: bool) -> dict[str, Tensor]:
     The demand is summed as the task does it: each micro-batch once, from the records returned.
     """
     model = subject.model(checkpoint=checkpoint).train()
-    demand: dict[str, Tensor] = {}
-    stats: dict[str, dict[str, Tensor]] = {}
+    demand: defaultdict[str, Tensor] = defaultdict(lambda: torch.tensor(0))
+    stats: defaultdict[str, defaultdict[str, Tensor]]
+    stats = defaultdict(lambda: defaultdict(lambda: torch.tensor(0.0)))
     n_tokens = 0
     for micro in range(2):
         with seeded(micro):
@@ -87,29 +89,19 @@ def _one_step(subject: Subject, checkpoint: bool) -> dict[str, Tensor]:
             loss = next_token_loss(output.logits_BSV, tokens_BS)
             for name, routing in output.routings.items():
                 loss = loss + sum(routing.losses.values())
-                demand[name] = demand.get(name, 0) + routing.demand_E
-                own = stats.setdefault(name, {})
+                demand[name] = demand[name] + routing.demand_E
                 for key, value in routing.stats.items():
-                    own[key] = own.get(key, 0) + value
+                    stats[name][key] = stats[name][key] + value
             loss.backward()
         n_tokens += tokens_BS.numel()
-    return {**_gradients(model), **_states_after(model, demand, stats, n_tokens)}
-
-
-def _gradients(model: Transformer) -> dict[str, Tensor]:
-    named = model.named_parameters()
-    return {f"the gradient of {n}": p.grad for n, p in named if p.grad is not None}
-
-
-def _states_after(
-    model: Transformer,
-    demand: dict[str, Tensor],
-    stats: dict[str, dict[str, Tensor]],
-    n_tokens: int,
-) -> dict[str, Tensor]:
-    density = sum(float(d_E.sum()) / (n_tokens * len(d_E)) for d_E in demand.values())
-    found = {}
+    values = {
+        f"the gradient of {name}": parameter.grad
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    densities = [float(demand_E.sum()) / (n_tokens * len(demand_E)) for demand_E in demand.values()]
     for name, router in model.routers().items():
-        router.after_step(demand[name], StepTotals(n_tokens, density / len(demand), stats[name]))
-        found.update({f"the state {name}.{key}": v for key, v in router.state_dict().items()})
-    return found
+        totals = StepTotals(n_tokens, sum(densities) / len(densities), stats[name])
+        router.after_step(demand[name], totals)
+        values |= {f"the state {name}.{key}": v for key, v in router.state_dict().items()}
+    return values

@@ -1,6 +1,6 @@
 """What is checked: a router class with its options, and the small batches it is checked on.
 
-T tokens, D width, E experts, B sequences, S tokens a sequence, A assignments.
+T tokens, D width, E experts, B sequences, S tokens per sequence, A assignments.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from router_lab.model.transformer import ModelOptions, Transformer
 from router_lab.routing import ROUTERS, Router, RouterContext, Routing, StepTotals, noise
 
 VOCABULARY = 32
+MODES = {"training": True, "evaluation": False}
 
 
 class ContractError(AssertionError):
@@ -25,11 +26,16 @@ class ContractError(AssertionError):
 
 
 class NotApplicable(Exception):
-    """A check has nothing to say about this router; the message says why."""
+    """A check does not apply to this router; the message says why."""
 
 
 def require(condition: object, problem: str, remedy: str) -> None:
-    """Raises ContractError unless the condition holds: what was seen, and what to do about it."""
+    """Raises ContractError unless the condition holds.
+
+    Args:
+        problem: what was seen.
+        remedy: what to do about it.
+    """
     if not condition:
         raise ContractError(f"{problem} {remedy}")
 
@@ -51,8 +57,12 @@ class Subject:
 
     @property
     def name(self) -> str:
-        with ROUTERS.temporarily_registered(self.cls) as name:
-            return name
+        """The router's registered name, or that of its class."""
+        return ROUTERS.name_of(self.cls) or self.cls.__name__
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return {"name": self.cls, **self.options}
 
     def build(self, seed: int = 0, **changed: Any) -> Router:
         """A router as it might be in mid-training: parameters that start at zero have moved.
@@ -61,27 +71,25 @@ class Subject:
             changed: options, or n_experts, in place of the subject's.
         """
         n_experts = changed.pop("n_experts", self.n_experts)
-        with ROUTERS.temporarily_registered(self.cls) as name, seeded(seed):
-            config = {"name": name, **self.options, **changed}
+        with seeded(seed):
+            config = {**self.config, **changed}
             router = ROUTERS.build(config, d_model=self.d_model, n_experts=n_experts)
             move_from_zero(router)
-        assert isinstance(router, Router)
         return router
 
     def model(self, seed: int = 0, **options: Any) -> Transformer:
         """A two-layer language model with this router in both layers."""
-        with ROUTERS.temporarily_registered(self.cls) as name, seeded(seed):
-            router = {"name": name, **self.options}
+        with seeded(seed):
             sizes = {"d_model": self.d_model, "n_layers": 2, "n_heads": 2, "seq_len": 16, **options}
             model = Transformer(
                 VOCABULARY,
-                ffn={"name": "moe", "n_experts": self.n_experts, "router": router},
+                ffn={"name": "moe", "n_experts": self.n_experts, "router": self.config},
                 options=ModelOptions(**sizes),
                 d_hidden=8,
                 seed=seed,
             )
-            for own in model.routers().values():
-                move_from_zero(own)
+            for layer_router in model.routers().values():
+                move_from_zero(layer_router)
         return model
 
     def batch(self, B: int = 2, S: int = 16, seed: int = 0) -> tuple[Tensor, RouterContext]:
@@ -126,6 +134,20 @@ def route(
     return replace(routing, context=context)
 
 
+def route_in_both_modes(
+    router: nn.Module, x_TD: Tensor, context: RouterContext
+) -> Iterator[tuple[str, Routing]]:
+    """A forward pass in training, then one in evaluation, each with its phrase `In training, `."""
+    for mode, train in MODES.items():
+        yield f"In {mode}, ", route(router, x_TD, context, train=train)
+
+
+def totals_of(routing: Routing) -> StepTotals:
+    """The totals of an optimiser step that is this one batch."""
+    density = len(routing.asked) / (routing.n_tokens * routing.n_experts)
+    return StepTotals(routing.n_tokens, density, dict(routing.stats))
+
+
 def take_steps(router: Router, subject: Subject, n: int, first: int = 0) -> None:
     """Optimiser steps on batches whose tokens are nearly alike, so that the load is uneven."""
     for step in range(first, first + n):
@@ -133,9 +155,7 @@ def take_steps(router: Router, subject: Subject, n: int, first: int = 0) -> None
         x_TD = x_TD[:1] + 0.3 * x_TD
         with torch.no_grad():
             routing = route(router, x_TD, replace(context, step=step), train=True, seed=step)
-        density = len(routing.asked) / (routing.n_tokens * routing.n_experts)
-        totals = StepTotals(routing.n_tokens, density, dict(routing.stats))
-        router.after_step(routing.demand_E, totals)
+        router.after_step(routing.demand_E, totals_of(routing))
 
 
 def next_token_loss(logits_BSV: Tensor, tokens_BS: Tensor) -> Tensor:
@@ -144,44 +164,60 @@ def next_token_loss(logits_BSV: Tensor, tokens_BS: Tensor) -> Tensor:
 
 def dense(routing: Routing) -> dict[str, Tensor]:
     """The record by token: whatever must agree where two records say the same."""
-    T, E = routing.probs_TE.shape
-    chosen_TE = torch.zeros(T, E)
-    taken = routing.taken
-    chosen_TE[taken.token_A, taken.expert_A] = 1
-    weight_TE = torch.zeros(T, E)
-    weight_TE[taken.token_A, taken.expert_A] = taken.weight_A.detach()
-    found = {
-        "the chosen experts": chosen_TE,
-        "the combine weights": weight_TE,
+    taken, zeros_TE = routing.taken, torch.zeros(routing.probs_TE.shape)
+    pairs = (taken.token_A, taken.expert_A)
+    parts = {
+        "the chosen experts": zeros_TE.index_put(pairs, torch.tensor(1.0)),
+        "the combine weights": zeros_TE.index_put(pairs, taken.weight_A.detach()),
         "logits_TE": routing.logits_TE.detach(),
         "probs_TE": routing.probs_TE.detach(),
     }
     if routing.state is not None:
-        found["state"] = routing.state.detach()
-    return found
+        parts["state"] = routing.state.detach()
+    return parts
 
 
 def differing(
-    a: Routing, b: Routing, index_a: Tensor | None = None, index_b: Tensor | None = None
+    a: Routing,
+    b: Routing,
+    index_a: Tensor | None = None,
+    index_b: Tensor | None = None,
+    losses: bool = False,
 ) -> str | None:
-    """The first part in which two records differ over the given tokens, in words; None if none."""
-    of_a, of_b = dense(a), dense(b)
-    if of_a.keys() != of_b.keys():
-        return "whether there is a state"
-    for name in of_a:
-        one, other = of_a[name], of_b[name]
-        one = one if index_a is None else one[index_a]
-        other = other if index_b is None else other[index_b]
-        if not torch.allclose(one, other, rtol=1e-4, atol=1e-5, equal_nan=True):
-            return f"{name} (by up to {(one - other).abs().max():.2g})"
+    """The first part in which two records differ over the given tokens, in words; None if none.
+
+    Args:
+        losses: whether the router's own losses must agree too.
+    """
+    parts_a, parts_b = dense(a), dense(b)
+    if index_a is not None:
+        parts_a = {name: value[index_a] for name, value in parts_a.items()}
+    if index_b is not None:
+        parts_b = {name: value[index_b] for name, value in parts_b.items()}
+    if losses:
+        parts_a |= {f"the loss {name}": term for name, term in a.losses.items()}
+        parts_b |= {f"the loss {name}": term for name, term in b.losses.items()}
+    if parts_a.keys() != parts_b.keys():
+        return f"whether there is {' or '.join(sorted(parts_a.keys() ^ parts_b.keys()))}"
+    for name, one in parts_a.items():
+        atol = 1e-7 if name.startswith("the loss") else 1e-5
+        if not torch.allclose(one, parts_b[name], rtol=1e-4, atol=atol, equal_nan=True):
+            return f"{name} (by up to {(one - parts_b[name]).abs().max():.2g})"
     return None
 
 
-def differing_losses(a: Routing, b: Routing) -> str | None:
-    """The first of the router's own losses that two records disagree on; None if none."""
-    if a.losses.keys() != b.losses.keys():
-        return f"the names of the losses ({sorted(a.losses)}, {sorted(b.losses)})"
-    for name, value in a.losses.items():
-        if not torch.allclose(value, b.losses[name], rtol=1e-4, atol=1e-7, equal_nan=True):
-            return f"the loss {name} ({value.item():.6g}, {b.losses[name].item():.6g})"
-    return None
+def require_same(
+    one: Routing,
+    other: Routing,
+    problem: str,
+    remedy: str,
+    index_one: Tensor | None = None,
+    losses: bool = False,
+) -> None:
+    """Raises ContractError where two records differ.
+
+    Args:
+        problem: what was seen; `{}` stands for the part that differs.
+    """
+    difference = differing(one, other, index_one, losses=losses)
+    require(difference is None, problem.format(difference), remedy)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from router_lab.routing import Router, RouterContext, Routing, StepTotals, count
-from router_lab.testing.record import MODES
-from router_lab.testing.subject import NotApplicable, Subject, require, route
+from router_lab.testing.subject import MODES, NotApplicable, Subject, require, route, totals_of
 
 EPS = 1e-3
 """Relative difference that float32 sums over a batch and its double may have."""
@@ -18,6 +17,7 @@ LEAD = 0.01
 
 
 def check_losses(subject: Subject) -> None:
+    """Its losses are means over tokens with a gradient, the same ones in both modes."""
     router = subject.build()
     x_TD, context = subject.batch()
     in_mode = {m: route(router, x_TD, context, train=train) for m, train in MODES.items()}
@@ -46,6 +46,7 @@ def check_losses(subject: Subject) -> None:
 
 
 def check_sums(subject: Subject) -> None:
+    """Two micro-batches make the same step as one of both."""
     x_TD, context = subject.batch()
     double_TD, double = _doubled(x_TD, context)
     one, two = subject.build(), subject.build()
@@ -53,8 +54,8 @@ def check_sums(subject: Subject) -> None:
     if not once.stats:
         raise NotApplicable("it keeps no sums of its own")
     together = route(two, double_TD, double, train=True)
-    density = len(once.asked) / (once.n_tokens * once.n_experts)
     summed = {name: 2 * value for name, value in once.stats.items()}
+    density = totals_of(once).density
     one.after_step(2 * once.demand_E, StepTotals(2 * once.n_tokens, density, summed))
     two.after_step(together.demand_E, StepTotals(2 * once.n_tokens, density, together.stats))
     for name, value in one.state_dict().items():
@@ -67,14 +68,16 @@ def check_sums(subject: Subject) -> None:
 
 
 def check_weights(subject: Subject) -> None:
+    """Every combine weight has a gradient, and rank 0 is the choice that the token prefers."""
     router = subject.build()
     if not any(p.requires_grad for p in router.parameters()):
         raise NotApplicable("it has no parameters")
     x_TD, context = subject.batch(B=4)
     routing = route(router, x_TD, context, train=True)
-    ranks = [rank for rank in range(router.n_experts) if _many(routing, rank)]
-    for rank in ranks:
+    for rank in range(router.n_experts):
         weight_A = routing.asked.weight_A[routing.asked.rank_A == rank]
+        if 4 * len(weight_A) < routing.n_tokens:  # few tokens have so many choices
+            continue
         # Weighted, as the sum of renormalised weights is constant.
         term = (weight_A * torch.linspace(1, 2, len(weight_A))).sum()
         require(
@@ -98,11 +101,6 @@ def _lead_of_the_first_choice(routing: Routing) -> float:
     number_T = count(asked.token_A, routing.n_tokens)
     first_A, last_A = asked.rank_A == 0, asked.rank_A == number_T[asked.token_A] - 1
     return float(prob_A[first_A].sum() - prob_A[last_A].sum()) / routing.n_tokens
-
-
-def _many(routing: Routing, rank: int) -> bool:
-    """Whether a quarter of the tokens has a choice of this rank."""
-    return int((routing.asked.rank_A == rank).sum()) * 4 >= routing.n_tokens
 
 
 def _doubled(x_TD: Tensor, context: RouterContext) -> tuple[Tensor, RouterContext]:

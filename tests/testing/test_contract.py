@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import broken_causality  # noqa: F401  (adds to BROKEN)
+import broken_state  # noqa: F401  (adds to BROKEN)
 import pytest
 from broken_routers import BROKEN, Good
 
