@@ -9,8 +9,10 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from router_lab.metrics import RoutingMetrics
 from router_lab.routing import Assignments, RouterContext, Routing
 
+D = 3  # domains
 KINDS = ("fixed_k", "variable_k", "expert_choice", "dropped", "without_scores", "idle_experts")
 
 
@@ -110,3 +112,38 @@ def part(routing: Routing, index_T: Tensor) -> Routing:
         probs_TE=routing.probs_TE[index_T],
         context=routing.context.select(index_T),
     )
+
+
+def topk(index: list[list[int]], n_experts: int, ids: list[int] | None = None) -> Routing:
+    """A record in which each token has these experts."""
+    index_TK = torch.tensor(index)
+    scores_TE = torch.zeros(len(index), n_experts)
+    context = RouterContext.of_batch(torch.tensor([ids or [0] * len(index)]))
+    return Routing.from_topk(
+        index_TK,
+        torch.ones(index_TK.shape),
+        logits_TE=scores_TE,
+        probs_TE=scores_TE,
+        context=context,
+    )
+
+
+def domains(routing: Routing, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-1, D, (routing.n_tokens,), generator=generator)
+
+
+def measure(*routings: Routing) -> RoutingMetrics:
+    metrics = RoutingMetrics(routings[0].n_experts, vocab_size=4, n_domains=D)
+    for routing in routings:
+        metrics.update(routing, domains(routing))
+    return metrics
+
+
+def vocabulary(n_experts: int, vocab_size: int) -> RoutingMetrics:
+    return RoutingMetrics(n_experts, vocab_size, names=["vocab_specialisation"])
+
+
+def of_domains(n_experts: int, n_domains: int) -> RoutingMetrics:
+    names = ("domain_nmi", "domain_purity", "domain_purity_chance", "share_DE")
+    return RoutingMetrics(n_experts, n_domains=n_domains, names=names)

@@ -26,7 +26,6 @@ def explain_metric(console: Console, name: str) -> None:
     console.print(Text(f"{name}: a metric of routing records, in {path}\n", "bold"))
     console.print(Text(flowing_paragraphs(inspect.getdoc(metric.function) or "") + "\n"))
     for sum_name in metric.sums:
-        about = inspect.getdoc(SUMS[sum_name].of) or "summed over the tokens"
-        console.print(Text.assemble((f"  {sum_name}  ", "bold"), about.split("\n")[0]))
+        console.print(Text.assemble((f"  {sum_name}  ", "bold"), SUMS[sum_name].about))
     example = f"router-lab compare DIR --columns {name}"
     console.print(Text(f"\nMeasured at every validation; a column of the comparison: {example}"))

@@ -6,40 +6,27 @@ they are taken at validation.
 """
 
 from router_lab.metrics import balance, confidence, drops, specialisation  # noqa: F401  (registers)
-from router_lab.metrics.agreement import Agreement, agreement
-from router_lab.metrics.balance import Utilisation
-from router_lab.metrics.experts import ExpertGradients, OutputSimilarity, WeightSimilarity
-from router_lab.metrics.metric import (
-    METRICS,
-    PROBLEMS,
-    RoutingMetric,
-    RoutingMetrics,
-    load_installed,
-    mean_over_layers,
-    metric,
-    scalars,
+from router_lab.metrics.agreement import Agreement as Agreement, agreement as agreement
+from router_lab.metrics.balance import Utilisation as Utilisation
+from router_lab.metrics.experts import (
+    ExpertGradients as ExpertGradients,
+    OutputSimilarity as OutputSimilarity,
+    WeightSimilarity as WeightSimilarity,
 )
-from router_lab.metrics.quality import BitsPerByte
-from router_lab.metrics.records import SUMS, RecordView, record_sum, selection
-
-__all__ = [
-    "METRICS",
-    "PROBLEMS",
-    "SUMS",
-    "Agreement",
-    "BitsPerByte",
-    "ExpertGradients",
-    "OutputSimilarity",
-    "RecordView",
-    "RoutingMetric",
-    "RoutingMetrics",
-    "Utilisation",
-    "WeightSimilarity",
-    "agreement",
-    "load_installed",
-    "mean_over_layers",
-    "metric",
-    "record_sum",
-    "scalars",
-    "selection",
-]
+from router_lab.metrics.metric import (
+    METRICS as METRICS,
+    PROBLEMS as PROBLEMS,
+    RoutingMetric as RoutingMetric,
+    RoutingMetrics as RoutingMetrics,
+    load_installed as load_installed,
+    mean_over_layers as mean_over_layers,
+    metric as metric,
+    scalars as scalars,
+)
+from router_lab.metrics.quality import BitsPerByte as BitsPerByte
+from router_lab.metrics.records import (
+    SUMS as SUMS,
+    RecordView as RecordView,
+    record_sum as record_sum,
+    selection as selection,
+)

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 
-from router_lab.metrics.metric import metric
+from router_lab.metrics.metric import MeanMetric, metric
 from router_lab.metrics.records import selection
 from router_lab.routing import Routing
 
@@ -38,7 +37,7 @@ def coactivation_EE(pairs_EE: Tensor) -> np.ndarray:
     return (pairs_EE / pairs_EE.diagonal().clamp_min(1)[:, None]).numpy()
 
 
-class Agreement(Metric):
+class Agreement(MeanMetric):
     """Mean over tokens of |S ∩ S'| / max(|S|, |S'|), S and S' two sets of experts of the token.
 
     With a fixed k it is |S ∩ S'| / k; with a varying k, removing one of k experts costs as much as
@@ -51,26 +50,16 @@ class Agreement(Metric):
       k/E. As in LibMoE, after Csordás et al. 2023.
     """
 
-    full_state_update = False
-    agreed: Tensor
-    tokens: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("agreed", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("tokens", torch.tensor(0), dist_reduce_fx="sum")
-
     def update(self, routing: Routing | Tensor, other_TE: Tensor) -> None:
         """Args: routing: a record, or its `selection`. other_TE: `selection` of the other record of
         the same tokens, bool."""
         chosen_TE = selection(routing) if isinstance(routing, Routing) else routing
         larger_T = torch.maximum(chosen_TE.sum(dim=1), other_TE.sum(dim=1))
         both_T = (chosen_TE & other_TE).sum(dim=1)
-        self.agreed = self.agreed + (both_T / larger_T.clamp_min(1)).sum()
-        self.tokens = self.tokens + (larger_T > 0).sum()
+        self.add((both_T / larger_T.clamp_min(1)).sum(), (larger_T > 0).sum())
 
-    def compute(self) -> float:
-        return float(self.agreed / self.tokens) if self.tokens > 0 else 1.0
+    def compute(self) -> Any:
+        return super().compute() if self.weight > 0 else 1.0
 
 
 def agreement(pairs: list[tuple[Tensor, Tensor]]) -> float:
@@ -78,4 +67,4 @@ def agreement(pairs: list[tuple[Tensor, Tensor]]) -> float:
     total = Agreement()
     for chosen_TE, other_TE in pairs:
         total.update(chosen_TE, other_TE)
-    return total.compute()
+    return float(total.compute())

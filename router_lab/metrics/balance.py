@@ -1,7 +1,6 @@
 """Balance: how evenly the load spreads over the experts.
 
-The load is what was carried out, so a capacity limit holds these figures down; what the limit cost
-is in `dropped`.
+The load is what was carried out, so a capacity limit lowers these figures; `dropped` is its cost.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ class Utilisation(Metric):
     - `load_IE`: shares of the load, one row per interval; zeros where the interval saw nothing.
     - `starved_at`: for each expert the first interval in which its share fell below `threshold`
       of the fair one (1/E), or None.
-    - `starving`: share of the experts below it in the last interval seen.
+    - `starving`: share of the experts below it in the last interval with a token.
 
     Args:
         n_experts: E of the layer.
@@ -140,10 +139,12 @@ class Utilisation(Metric):
         total_I = load_IE.sum(dim=1)
         share_IE = load_IE / total_I.clamp_min(1)[:, None]
         E = share_IE.shape[1]
-        seen = total_I.nonzero().flatten().tolist()
+        intervals = total_I.nonzero().flatten().tolist()
         starved_IE = (share_IE * E < self.threshold).tolist()
         return {
             "load_IE": share_IE.numpy(),
-            "starved_at": [next((i for i in seen if starved_IE[i][e]), None) for e in range(E)],
-            "starving": sum(starved_IE[seen[-1]]) / E if seen else 0.0,
+            "starved_at": [
+                next((i for i in intervals if starved_IE[i][e]), None) for e in range(E)
+            ],
+            "starving": sum(starved_IE[intervals[-1]]) / E if intervals else 0.0,
         }

@@ -1,4 +1,4 @@
-"""What a capacity limit, or the router itself, left undone, and how many experts tokens get."""
+"""Dropped assignments and tokens, and the number of experts per token."""
 
 from __future__ import annotations
 

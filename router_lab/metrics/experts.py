@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 
+from router_lab.metrics.metric import MeanMetric
 from router_lab.model.experts import Experts
 from router_lab.routing import RouterContext
 
 
-class WeightSimilarity(Metric):
+class WeightSimilarity(MeanMetric):
     """Mean over all pairs of experts of the cosine between their weights, each as one long vector.
 
     0 for independent experts, 1 for copies of one expert. Two experts that differ only in the order
@@ -22,39 +20,26 @@ class WeightSimilarity(Metric):
     Cost: one pass over the weights and a copy of them; at validation or on request.
     """
 
-    full_state_update = False
-    similarity: Tensor
-    layers: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("similarity", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("layers", torch.tensor(0), dist_reduce_fx="sum")
-
     def update(self, experts: Experts) -> None:
         """Adds one layer's feed-forward experts; several layers are averaged."""
         rows_EP = experts.per_expert(lambda p: p.detach().float())
-        self.similarity = self.similarity + mean_pairwise_cosine(rows_EP[:, None])[0]
-        self.layers = self.layers + 1
-
-    def compute(self) -> float:
-        return float(self.similarity / self.layers.clamp_min(1))
+        self.add(mean_pairwise_cosine(rows_EP[:, None])[0])
 
 
 def mean_pairwise_cosine(vectors_ERD: Tensor) -> Tensor:
     """For each row, the mean over pairs i ≠ j of the cosine of its vectors i and j [R].
 
     Σ_{i≠j} u_i·u_j = ‖Σ u_i‖² − Σ ‖u_i‖² for u the vectors over their length. A zero vector is
-    like no other; a single expert has no pair: 0.
+    orthogonal to all; a single expert has no pair: 0.
     """
     unit_ERD = torch.nn.functional.normalize(vectors_ERD, dim=-1)
     E = unit_ERD.shape[0]
     all_R = unit_ERD.sum(dim=0).square().sum(dim=-1)
-    own_R = unit_ERD.square().sum(dim=(0, 2))
-    return (all_R - own_R) / max(E * (E - 1), 1)
+    self_R = unit_ERD.square().sum(dim=(0, 2))
+    return (all_R - self_R) / max(E * (E - 1), 1)
 
 
-class OutputSimilarity(Metric):
+class OutputSimilarity(MeanMetric):
     """Mean over given rows and all pairs of experts of the cosine between their outputs on the row.
 
     Every expert answers every row, whatever the router says: 1 where they all do the same, so that
@@ -62,15 +47,6 @@ class OutputSimilarity(Metric):
 
     Cost: E forward passes over the rows; on request.
     """
-
-    full_state_update = False
-    similarity: Tensor
-    rows: Tensor
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("similarity", torch.tensor(0.0), dist_reduce_fx="sum")
-        self.add_state("rows", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, experts: Experts, rows_RD: Tensor, context: RouterContext) -> None:
         """Adds rows of one layer.
@@ -83,16 +59,10 @@ class OutputSimilarity(Metric):
         E, R = experts.n_experts, len(rows_RD)
         token_R = torch.arange(R, device=rows_RD.device)
         out_RD, _ = experts(rows_RD.repeat(E, 1), [R] * E, token_R.repeat(E), context)
-        self.similarity = (
-            self.similarity + mean_pairwise_cosine(out_RD.float().view(E, R, -1)).sum()
-        )
-        self.rows = self.rows + R
-
-    def compute(self) -> float:
-        return float(self.similarity / self.rows.clamp_min(1))
+        self.add(mean_pairwise_cosine(out_RD.float().view(E, R, -1)).sum(), R)
 
 
-class ExpertGradients(Metric):
+class ExpertGradients(MeanMetric):
     """Norm of the gradient of each expert's weights, averaged over the steps it is given [E].
 
     To be updated after the backward pass and before the optimiser's step; an expert that no token
@@ -102,21 +72,8 @@ class ExpertGradients(Metric):
         n_experts: feed-forward experts of the layer.
     """
 
-    full_state_update = False
-    norm_E: Tensor
-    steps: Tensor
-
-    def __init__(self, n_experts: int, **options: Any) -> None:
-        super().__init__(**options)
-        self.add_state("norm_E", torch.zeros(n_experts), dist_reduce_fx="sum")
-        self.add_state("steps", torch.tensor(0), dist_reduce_fx="sum")
-
     def update(self, experts: Experts) -> None:
-        self.norm_E = self.norm_E + experts.per_expert(gradient).norm(dim=1)
-        self.steps = self.steps + 1
-
-    def compute(self) -> list[float]:
-        return (self.norm_E / self.steps.clamp_min(1)).tolist()
+        self.add(experts.per_expert(gradient).norm(dim=1))
 
 
 def gradient(parameter: nn.Parameter) -> Tensor:

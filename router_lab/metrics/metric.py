@@ -14,8 +14,8 @@ module that an installed package names as an entry point `router_lab.metrics`.
 from __future__ import annotations
 
 import inspect
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -56,10 +56,6 @@ class RoutingMetric:
         """The sizes that its sums need: E, and V or D for specialisation."""
         return frozenset("".join(SUMS[name].axes for name in self.sums))
 
-    def alone(self, n_experts: int, **sizes: int) -> SingleMetric:
-        """This metric by itself as a torchmetrics.Metric of one layer."""
-        return SingleMetric(self, n_experts, **sizes)
-
 
 METRICS: dict[str, RoutingMetric] = {}
 PROBLEMS: dict[str, str] = {}
@@ -95,22 +91,64 @@ def metric(function: Callable[..., Value]) -> RoutingMetric:
     return METRICS[name]
 
 
-class _Summed(Metric, ABC):
-    """Carries the sums of some metrics of one layer; torchmetrics adds them up over ranks."""
+class MeanMetric(Metric, ABC):
+    """A weighted mean, of a number or of a vector; torchmetrics adds its sums up over ranks.
+
+    Args:
+        length: of the vector; None for a number.
+    """
+
+    full_state_update = False
+    total: Tensor
+    weight: Tensor
+
+    def __init__(self, length: int | None = None, **options: Any) -> None:
+        super().__init__(**options)
+        zeros = torch.zeros(() if length is None else length)
+        self.add_state("total", zeros, dist_reduce_fx="sum")
+        self.add_state("weight", torch.tensor(0), dist_reduce_fx="sum")
+
+    def add(self, total: Tensor, weight: int | Tensor = 1) -> None:
+        self.total = self.total + total
+        self.weight = self.weight + weight
+
+    def compute(self) -> Any:
+        """A float, or a list for a vector; 0 before the first update."""
+        return (self.total / self.weight.clamp_min(1)).tolist()
+
+
+class RoutingMetrics(Metric):
+    """Metrics of one layer, each sum computed once; torchmetrics adds the sums up over ranks.
+
+    `RoutingMetrics(n_experts, names=["max_vio"])` is one of them alone.
+
+    Args:
+        n_experts: E of the layer's router.
+        vocab_size: V, for specialisation by token id; 0 leaves it out.
+        n_domains: D, where the data says which domain a token is of; 0 leaves it out.
+        names: the metrics; all registered ones when None.
+    """
 
     full_state_update = False
 
     def __init__(
-        self, metrics: Iterable[RoutingMetric], n_experts: int, vocab_size: int, n_domains: int
+        self,
+        n_experts: int,
+        vocab_size: int = 0,
+        n_domains: int = 0,
+        names: Iterable[str] | None = None,
     ) -> None:
         # From the cache, a rank whose expert got no token would skip the sum over ranks.
         super().__init__(compute_with_cache=False)
+        load_installed()
+        chosen = METRICS.values() if names is None else [METRICS[name] for name in names]
         self.sizes = {"E": n_experts, "V": vocab_size, "D": n_domains}
-        self.metrics = [m for m in metrics if all(self.sizes[axis] for axis in m.sizes)]
-        names = [name for m in self.metrics for name in m.sums]
-        self.sums = tuple(dict.fromkeys([*names, "n_tokens"]))
+        self.metrics = [m for m in chosen if all(self.sizes[axis] for axis in m.sizes)]
+        sum_names = [name for m in self.metrics for name in m.sums]
+        self.sums = tuple(dict.fromkeys([*sum_names, "n_tokens"]))
         for name in self.sums:
             self.add_state(name, SUMS[name].zero(self.sizes), dist_reduce_fx="sum")
+        self.kinds: tuple[str, ...] = ()
 
     @property
     def n_experts(self) -> int:
@@ -126,51 +164,6 @@ class _Summed(Metric, ABC):
             view = RecordView(routing, self.sizes, domain_T)
             for name in self.sums:
                 setattr(self, name, getattr(self, name) + SUMS[name].of(view))
-
-    def _host(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).cpu().double() for name in self.sums}
-
-    @abstractmethod
-    def compute(self) -> Any: ...
-
-
-class SingleMetric(_Summed):
-    """One metric of one layer; `compute` gives its value."""
-
-    def __init__(
-        self, metric: RoutingMetric, n_experts: int, vocab_size: int = 0, n_domains: int = 0
-    ) -> None:
-        super().__init__([metric], n_experts, vocab_size, n_domains)
-
-    def compute(self) -> Value:
-        sums = self._host()
-        return self.metrics[0].function(**{name: sums[name] for name in self.metrics[0].sums})
-
-
-class RoutingMetrics(_Summed):
-    """All metrics of one layer, each sum computed once.
-
-    Args:
-        n_experts: E of the layer's router.
-        vocab_size: V, for specialisation by token id; 0 leaves it out.
-        n_domains: D, where the data says which domain a token is of; 0 leaves it out.
-        names: the metrics; all registered ones when None.
-    """
-
-    def __init__(
-        self,
-        n_experts: int,
-        vocab_size: int = 0,
-        n_domains: int = 0,
-        names: Sequence[str] | None = None,
-    ) -> None:
-        load_installed()
-        chosen = METRICS.values() if names is None else [METRICS[name] for name in names]
-        super().__init__(chosen, n_experts, vocab_size, n_domains)
-        self.kinds: tuple[str, ...] = ()
-
-    def update(self, routing: Routing, domain_T: Tensor | None = None) -> None:
-        super().update(routing, domain_T)
         self.kinds = routing.kinds  # the same in every record of a layer
 
     def compute(self) -> dict[str, Any]:
@@ -179,7 +172,7 @@ class RoutingMetrics(_Summed):
         In a layer with experts of more than one kind also the share of the load of each kind:
         `load_ffn`, `load_zero` ….
         """
-        sums = self._host()
+        sums = {name: getattr(self, name).cpu().double() for name in self.sums}
         values: dict[str, Any] = {
             m.name: m.function(**{name: sums[name] for name in m.sums}) for m in self.metrics
         }

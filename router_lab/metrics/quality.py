@@ -36,17 +36,15 @@ class BitsPerByte(Metric):
         """Args: nats_BS: loss of each token. target_BS: the token. floor_BS: the least there is."""
         self.nats += nats_BS.double().sum()
         self.n_tokens += nats_BS.numel()
-        by_token = self.token_bytes_V
-        bytes_ = nats_BS.numel() if by_token is None else by_token[target_BS].double().sum()
-        self.n_bytes += bytes_
+        bytes_V = self.token_bytes_V
+        self.n_bytes += nats_BS.numel() if bytes_V is None else bytes_V[target_BS].double().sum()
         if floor_BS is not None:
             self.floor += floor_BS.double().sum()
             self.n_floor += floor_BS.numel()
 
     def compute(self) -> Quality:
         loss = float(self.nats / self.n_tokens)
-        known = bool(self.n_floor)
-        floor = float(self.floor / self.n_floor) / math.log(2) if known else None
+        floor = float(self.floor / self.n_floor) / math.log(2) if self.n_floor else None
         return {
             "loss": loss,
             "bits_per_byte": float(self.nats / self.n_bytes) / math.log(2),

@@ -2,7 +2,7 @@
 
 Every metric of a record is a function of a few sums over tokens. Sums add up, so a metric is exact
 over a whole validation set, over micro-batches and over ranks, and a sum that several metrics read
-is computed once. A new sum is a function with the decorator `record_sum`.
+is computed once. A sum of your own is a function with the decorator `record_sum`.
 
 E experts, T tokens, A assignments, V vocabulary, D domains. Counts are int64, other sums float32.
 """
@@ -81,8 +81,18 @@ class RecordView:
         nats_T = zeros_T.scatter_add(0, token_A, nats_A)
         return torch.where(self.k_T > 1, nats_T / self.k_T.log(), torch.nan)
 
+    @cached_property
+    def pairs_EE(self) -> Tensor:
+        chosen_TE = self.chosen_TE.float()
+        return (chosen_TE.T @ chosen_TE).long()
+
     def scalar(self, value: int) -> Tensor:
         return torch.full((), value, device=self.routing.probs_TE.device)
+
+    def k_sum(self, function: Callable[[Tensor], Tensor]) -> Tensor:
+        """Sum over tokens of a function of their number of experts."""
+        k, n = self.routing.taken.k, self.routing.n_tokens
+        return function(self.k_T).sum() if k is None else n * function(self.scalar(k))
 
     def table(self, group_T: Tensor, n_groups: int) -> Tensor:
         """Assignments by group of tokens and expert, long [groups, E]; group −1 is left out."""
@@ -91,6 +101,15 @@ class RecordView:
         inside_A = group_A >= 0
         pair_A = group_A[inside_A] * E + expert_A[inside_A]
         return count(pair_A, n_groups * E).view(n_groups, E)
+
+    @property
+    def token_id_T(self) -> Tensor:
+        return self.routing.context.token_id_T
+
+    @property
+    def domains_T(self) -> Tensor:
+        assert self.domain_T is not None, "metrics of domains need domain_T"
+        return self.domain_T
 
 
 @dataclass(frozen=True)
@@ -101,11 +120,13 @@ class Sum:
         of: its part from one record.
         axes: a letter for each axis of the result: "" for a scalar, "E", "EE", "VE" …
         dtype: of the state.
+        about: what it counts, in a phrase.
     """
 
     of: Callable[[RecordView], Tensor]
     axes: str
     dtype: torch.dtype
+    about: str = "summed over the tokens"
 
     def zero(self, sizes: dict[str, int]) -> Tensor:
         return torch.zeros([sizes[axis] for axis in self.axes], dtype=self.dtype)
@@ -117,7 +138,39 @@ def max_violation(load_E: Tensor) -> Tensor:
     return (load_E.amax() / load_E.mean().clamp_min(1e-9) - 1).clamp_min(0)
 
 
-SUMS: dict[str, Sum] = {}
+Part = Callable[[RecordView], Tensor]
+COUNTS: dict[str, tuple[str, Part]] = {
+    "load_E": ("assignments carried out by each expert", lambda v: v.load_E),
+    "demand_E": ("assignments asked of each expert", lambda v: v.routing.demand_E),
+    "n_tokens": ("tokens", lambda v: v.scalar(v.routing.n_tokens)),
+    "tokens_without_expert": ("tokens without an expert", lambda v: v.k_sum(lambda k: k == 0)),
+    "squared_k": ("squared number of experts of each token", lambda v: v.k_sum(torch.square)),
+    "n_batches": ("batches with an assignment", lambda v: (v.load_E.sum() > 0).long()),
+    "n_margins": ("tokens with a margin", lambda v: v.margin_T.isfinite().sum()),
+    "n_shared_tokens": ("tokens with two experts or more", lambda v: (v.k_T > 1).sum()),
+    "pairs_EE": ("tokens that have both experts; diagonal: the one", lambda v: v.pairs_EE),
+    "load_VE": ("assignments by token id", lambda v: v.table(v.token_id_T, v.sizes["V"])),
+    "tokens_V": ("tokens by id", lambda v: count(v.token_id_T, v.sizes["V"])),
+    "load_DE": ("assignments by domain", lambda v: v.table(v.domains_T, v.sizes["D"])),
+    "tokens_D": (
+        "tokens by domain",
+        lambda v: count(v.domains_T[v.domains_T >= 0], v.sizes["D"]),
+    ),
+}
+REALS: dict[str, tuple[str, Part]] = {
+    "importance_E": ("combine weight of each expert", lambda v: v.routing.importance_E),
+    "probs_E": ("probability of each expert", lambda v: v.routing.probs_TE.sum(dim=0)),
+    "entropy_nats": ("entropies in nats", lambda v: torch.special.entr(v.routing.probs_TE).sum()),
+    "batch_violation": ("MaxVio of each batch", lambda v: max_violation(v.load_E)),
+    "margin": ("margins of the tokens", lambda v: v.margin_T.nansum()),
+    "logit_length": ("norms of the logits", lambda v: v.routing.logits_TE.norm(dim=1).sum()),
+    "weight_nats": ("entropies of the combine weights", lambda v: v.weight_entropy_T.nansum()),
+}
+SUMS = {
+    name: Sum(of, name.rpartition("_")[2] if name[-1].isupper() else "", dtype, about)
+    for dtype, table in ((torch.long, COUNTS), (torch.float32, REALS))
+    for name, (about, of) in table.items()
+}
 
 
 def refuse_taken(kind: str, present: Callable[..., Any], new: Callable[..., Any]) -> None:
@@ -129,135 +182,18 @@ def refuse_taken(kind: str, present: Callable[..., Any], new: Callable[..., Any]
         )
 
 
-def record_sum(
-    axes: str = "", dtype: torch.dtype = torch.long
-) -> Callable[[Callable[[RecordView], Tensor]], Callable[[RecordView], Tensor]]:
+def record_sum(axes: str = "", dtype: torch.dtype = torch.long) -> Callable[[Part], Part]:
     """Adds the decorated function to the sums that a metric can name as a parameter.
 
     Raises UserError where another file has the name.
     """
 
-    def add(function: Callable[[RecordView], Tensor]) -> Callable[[RecordView], Tensor]:
-        if function.__name__ in SUMS:
-            refuse_taken("sum", SUMS[function.__name__].of, function)
-        SUMS[function.__name__] = Sum(function, axes, dtype)
+    def add(function: Part) -> Part:
+        name = function.__name__
+        if name in SUMS:
+            refuse_taken("sum", SUMS[name].of, function)
+        about = inspect.getdoc(function) or Sum.about
+        SUMS[name] = Sum(function, axes, dtype, about.partition("\n")[0])
         return function
 
     return add
-
-
-@record_sum("E")
-def load_E(view: RecordView) -> Tensor:
-    """Assignments carried out by each expert."""
-    return view.load_E
-
-
-@record_sum("E")
-def demand_E(view: RecordView) -> Tensor:
-    """Assignments asked of each expert, before any capacity limit."""
-    return view.routing.demand_E
-
-
-@record_sum("E", torch.float32)
-def importance_E(view: RecordView) -> Tensor:
-    """Combine weight of each expert."""
-    return view.routing.importance_E
-
-
-@record_sum("E", torch.float32)
-def probs_E(view: RecordView) -> Tensor:
-    return view.routing.probs_TE.sum(dim=0)
-
-
-@record_sum(dtype=torch.float32)
-def entropy_nats(view: RecordView) -> Tensor:
-    """Entropy of each token's distribution, in nats."""
-    nats: Tensor = torch.special.entr(view.routing.probs_TE).sum()
-    return nats
-
-
-@record_sum()
-def n_tokens(view: RecordView) -> Tensor:
-    return view.scalar(view.routing.n_tokens)
-
-
-@record_sum()
-def tokens_without_expert(view: RecordView) -> Tensor:
-    return view.scalar(0) if view.routing.taken.k is not None else (view.k_T == 0).sum()
-
-
-@record_sum()
-def squared_k(view: RecordView) -> Tensor:
-    """Squared number of experts of each token."""
-    if (k := view.routing.taken.k) is not None:
-        return view.scalar(view.routing.n_tokens * k**2)
-    return view.k_T.square().sum()
-
-
-@record_sum(dtype=torch.float32)
-def batch_violation(view: RecordView) -> Tensor:
-    """MaxVio of each batch that has any assignment."""
-    return max_violation(view.load_E)
-
-
-@record_sum()
-def n_batches(view: RecordView) -> Tensor:
-    return (view.load_E.sum() > 0).long()
-
-
-@record_sum(dtype=torch.float32)
-def margin(view: RecordView) -> Tensor:
-    return view.margin_T.nansum()
-
-
-@record_sum()
-def n_margins(view: RecordView) -> Tensor:
-    return view.margin_T.isfinite().sum()
-
-
-@record_sum(dtype=torch.float32)
-def logit_length(view: RecordView) -> Tensor:
-    length: Tensor = view.routing.logits_TE.norm(dim=1).sum()
-    return length
-
-
-@record_sum(dtype=torch.float32)
-def weight_nats(view: RecordView) -> Tensor:
-    return view.weight_entropy_T.nansum()
-
-
-@record_sum()
-def n_shared_tokens(view: RecordView) -> Tensor:
-    """Tokens with two experts or more."""
-    return (view.k_T > 1).sum()
-
-
-@record_sum("EE")
-def pairs_EE(view: RecordView) -> Tensor:
-    """Tokens that have both experts; on the diagonal, those that have the one."""
-    chosen_TE = view.chosen_TE.float()
-    return (chosen_TE.T @ chosen_TE).long()
-
-
-@record_sum("VE")
-def load_VE(view: RecordView) -> Tensor:
-    """Assignments by token id and expert."""
-    return view.table(view.routing.context.token_id_T, view.sizes["V"])
-
-
-@record_sum("V")
-def tokens_V(view: RecordView) -> Tensor:
-    return count(view.routing.context.token_id_T, view.sizes["V"])
-
-
-@record_sum("DE")
-def load_DE(view: RecordView) -> Tensor:
-    """Assignments by domain and expert."""
-    assert view.domain_T is not None, "metrics of domains need domain_T"
-    return view.table(view.domain_T, view.sizes["D"])
-
-
-@record_sum("D")
-def tokens_D(view: RecordView) -> Tensor:
-    assert view.domain_T is not None, "metrics of domains need domain_T"
-    return count(view.domain_T[view.domain_T >= 0], view.sizes["D"])

@@ -72,7 +72,7 @@ class ExpertWatch(Callback):
             at = [None if i is None else i / self.n_intervals for i in values["starved_at"]]
             figures[name] = {"starving": values["starving"], "starved_at": at}
         for name, gradients in self._gradients.items():
-            if gradients.steps > 0:
+            if gradients.weight > 0:
                 self._norms[name] = torch.tensor(gradients.compute())
                 gradients.reset()
         for name, norm_E in self._norms.items():
@@ -99,7 +99,7 @@ class ExpertWatch(Callback):
         self._used = {name: self._used.get(name, empty[name]) for name in empty}
 
     def state_dict(self) -> dict[str, Any]:
-        gradients = {name: (g.norm_E.cpu(), g.steps.cpu()) for name, g in self._gradients.items()}
+        gradients = {name: (g.total.cpu(), g.weight.cpu()) for name, g in self._gradients.items()}
         return {
             "used": {name: used.load_IE.cpu() for name, used in self._used.items()},
             "gradients": gradients,
@@ -113,7 +113,7 @@ class ExpertWatch(Callback):
             self._used[name].load_IE = load_IE
         for name, (norm_E, steps) in state["gradients"].items():
             self._gradients[name] = ExpertGradients(len(norm_E))
-            self._gradients[name].norm_E, self._gradients[name].steps = norm_E, steps
+            self._gradients[name].total, self._gradients[name].weight = norm_E, steps
 
     def on_train_start(self, trainer: Trainer, task: LightningModule) -> None:
         for metric in (*self._used.values(), *self._gradients.values()):

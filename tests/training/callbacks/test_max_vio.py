@@ -11,7 +11,7 @@ import torch
 from helpers import context_of
 
 from router_lab.capacity import Capacity
-from router_lab.metrics.balance import max_vio_batch
+from router_lab.metrics import RoutingMetrics
 from router_lab.routing import Routing
 from router_lab.training.callbacks.clock import Clock
 from router_lab.training.callbacks.progress import TerminalProgress
@@ -37,11 +37,11 @@ def limited(factor: float) -> Routing:
 
 def test_terminal_and_tensorboard_show_what_validation_measures() -> None:
     routings = {"layer0": limited(1.0), "layer1": limited(1.5)}
-    metrics = [max_vio_batch.alone(E) for _ in routings]
+    metrics = [RoutingMetrics(E, names=["max_vio_batch"]) for _ in routings]
     for metric, routing in zip(metrics, routings.values(), strict=True):
         metric.update(routing)
         assert routing.load_E.max() < routing.demand_E.max()
-    values: list[Any] = [metric.compute() for metric in metrics]
+    values = [metric.compute()["max_vio_batch"] for metric in metrics]
     measured = sum(values) / len(values)
 
     record = StepRecord({}, torch.ones(1, T), routings, {})
