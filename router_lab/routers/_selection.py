@@ -1,4 +1,4 @@
-"""Small steps of choosing experts that several routers share."""
+"""Steps of expert selection that several routers share."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def equal_shares(index_TK: Tensor, n_experts: int) -> Routing:
     weight_TK = torch.full((T, K), 1 / K, device=index_TK.device)
     zeros_TE = torch.zeros(T, n_experts, device=index_TK.device)
     probs_TE = zeros_TE.scatter(1, index_TK, weight_TK)
-    return Routing.from_topk(index_TK, weight_TK, logits_TE=zeros_TE, probs_TE=probs_TE)
+    return Routing.from_topk(index_TK, weight_TK, zeros_TE, probs_TE)
 
 
 def limit_to_groups(

@@ -49,13 +49,9 @@ class BaseLayer(Router):
             index_T = balanced_assignment(logits_TE.detach(), self.epsilon)
         else:
             index_T = logits_TE.argmax(dim=-1)
-        alpha_T1 = logits_TE.gather(1, index_T[:, None]).sigmoid()
-        return Routing.from_topk(
-            index_T[:, None],
-            alpha_T1,
-            logits_TE=logits_TE,
-            probs_TE=logits_TE.softmax(dim=-1),
-        )
+        index_T1 = index_T[:, None]
+        alpha_T1 = logits_TE.gather(1, index_T1).sigmoid()
+        return Routing.from_topk(index_T1, alpha_T1, logits_TE, logits_TE.softmax(dim=-1))
 
 
 def balanced_assignment(score_TE: Tensor, epsilon: float) -> Tensor:

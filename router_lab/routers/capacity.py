@@ -55,4 +55,4 @@ class CapacityTopK(Router):
         weight_TK, index_TK = probs_TE.topk(self.k, dim=-1)
         if self.norm_topk_prob:
             weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
-        return Routing.from_topk(index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)

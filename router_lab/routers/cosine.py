@@ -43,8 +43,7 @@ class Cosine(Router):
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
-        if proj_dim is None:
-            proj_dim = min(256, max(d_model // 2, 1))
+        proj_dim = proj_dim or min(256, max(d_model // 2, 1))
         if norm_topk_prob:
             self.refuse_constant_weight("set router.norm_topk_prob=false")
         self.norm_topk_prob = norm_topk_prob
@@ -61,4 +60,4 @@ class Cosine(Router):
         weight_TK, index_TK = probs_TE.topk(self.k, dim=-1)
         if self.norm_topk_prob:
             weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
-        return Routing.from_topk(index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)

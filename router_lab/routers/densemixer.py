@@ -46,10 +46,5 @@ class DenseMixer(Router):
         if self.training:
             full_TE = probs_TE / sum_T1.detach()
             ghost_TE = full_TE - full_TE.detach()
-        return Routing.from_topk(
-            index_TK,
-            weight_TK / sum_T1,
-            logits_TE=logits_TE,
-            probs_TE=probs_TE,
-            ghost_TE=ghost_TE,
-        )
+        weight_TK = weight_TK / sum_T1
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE, ghost_TE=ghost_TE)

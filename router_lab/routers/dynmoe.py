@@ -1,4 +1,4 @@
-"""DynMoE's top-any gating: each expert has its own threshold, a token takes all that it passes."""
+"""DynMoE's top-any gating: each expert has a threshold, and a token takes all that it passes."""
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,11 @@ from router_lab.routing import Gate, Router, RouterContext, Routing
 class DynMoE(Router):
     """Expert i is active where σ(cos(x, W_i)) > σ(G_i); the weights are 1 / (number of active).
 
-    The step has no gradient; σ(cos) − σ(G) lends it its own, to W and G of active experts
+    The step has no gradient; for active experts W and G get that of σ(cos) − σ(G) instead
     (straight-through). In evaluation a token with no active expert goes to the one of largest cos;
-    in training it goes to none. Its own loss is coef · (‖Ŵᵀ Ŵ − I‖ + mean ‖W_i‖): diversity, with
-    Frobenius norm and Ŵ of unit columns, and simplicity. Nothing bounds the number of active
-    experts, half of them at first.
+    in training it gets none. Its own loss is coef · (‖Ŵᵀ Ŵ − I‖ + mean ‖W_i‖): diversity, with
+    Frobenius norm and Ŵ of unit columns, and simplicity. The number of active experts is not
+    bounded; half of them are active at first.
 
     Differences from the release: its loss also has a load-balance term and the mean of the gates,
     and it adds and removes experts during training.
@@ -50,16 +50,11 @@ class DynMoE(Router):
             best_TE = torch.zeros_like(mask_TE).scatter(1, score_TE.argmax(1, keepdim=True), True)
             mask_TE = torch.where(mask_TE.any(dim=1, keepdim=True), mask_TE, best_TE)
         gate_TE = mask_TE + (excess_TE - excess_TE.detach())
-        return Routing.from_mask(
-            mask_TE,
-            gate_TE / mask_TE.sum(dim=1, keepdim=True).clamp_min(1),
-            logits_TE=cosine_TE,
-            probs_TE=distribution(score_TE),
-            losses={
-                "diversity": self.coef * self._diversity(),
-                "simplicity": self.coef * length_E.mean(),
-            },
-        )
+        weight_TE = gate_TE / mask_TE.sum(dim=1, keepdim=True).clamp_min(1)
+        losses = {"diversity": self._diversity(), "simplicity": length_E.mean()}
+        losses = {name: self.coef * loss for name, loss in losses.items()}
+        probs_TE = distribution(score_TE)
+        return Routing.from_mask(mask_TE, weight_TE, cosine_TE, probs_TE, losses=losses)
 
     def _diversity(self) -> Tensor:
         unit_ED = nn.functional.normalize(self.gate.weight.float(), dim=1)

@@ -40,10 +40,10 @@ class ExpertChoice(Router):
         if self.scope == "sequence":
             pool_T, n_pools = context.sequence_T, context.n_sequences
         mask_TE = self._chosen(probs_TE.detach(), pool_T, n_pools)
-        return Routing.from_mask(mask_TE, probs_TE, logits_TE=logits_TE, probs_TE=probs_TE)
+        return Routing.from_mask(mask_TE, probs_TE, logits_TE, probs_TE)
 
     def _chosen(self, probs_TE: Tensor, pool_T: Tensor, n_pools: int) -> Tensor:
-        """Mask of the tokens that each expert takes of each pool; of equals the earlier ones."""
+        """Mask of the tokens that each expert takes from each pool; ties go to earlier tokens."""
         size_P = count(pool_T, n_pools)
         room_P = torch.ceil(size_P.double() * (self.mean_k / self.n_experts) - 1e-9).long()
         # Sorted by pool, in each pool by score.

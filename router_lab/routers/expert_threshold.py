@@ -15,7 +15,7 @@ from router_lab.routing import Gate, Router, RouterContext, Routing, StepTotals
 class ExpertThreshold(Router):
     """Expert i takes every token with z_ti ≥ c_i, z = x W; w = σ(z), not normalised. No loss.
 
-    c_i is the moving average of what would have given expert i its share of a batch, the
+    c_i is the moving average of the threshold that gives expert i its share of a batch, the
     (kT/E)-th largest z_ti over the tokens: c ← β c + (1 − β) · (mean over the micro-batches of a
     step), corrected for its start at 0. The first step therefore routes by the sign of z. A token
     gets any number of experts, possibly none: the paper adds a shared expert (`ffn.n_shared=1`).
@@ -61,13 +61,8 @@ class ExpertThreshold(Router):
             if context.step < self.warmup:
                 threshold_E = cutoff_E
         score_TE = logits_TE.sigmoid()
-        return Routing.from_mask(
-            logits_TE >= threshold_E,
-            score_TE,
-            logits_TE=logits_TE,
-            probs_TE=distribution(score_TE),
-            stats=stats,
-        )
+        mask_TE, probs_TE = logits_TE >= threshold_E, distribution(score_TE)
+        return Routing.from_mask(mask_TE, score_TE, logits_TE, probs_TE, stats=stats)
 
     @torch.no_grad()
     def after_step(self, demand_E: Tensor, totals: StepTotals) -> None:

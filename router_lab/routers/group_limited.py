@@ -11,9 +11,9 @@ from router_lab.routing import Gate, Router, RouterContext, Routing
 class GroupLimited(Router):
     """w = softmax(z) · scale on the k largest among the experts of the token's best groups.
 
-    The experts stand in groups of equal size (one a device); experts in other groups get the score
-    −∞. DeepSeek-V2 is `k=6 n_groups=8 topk_groups=3 scale=16`. With DeepSeek-V3's sigmoid and bias
-    see `loss_free`, which has the same options.
+    Experts are in groups of equal size (one per device); those in other groups get the score −∞.
+    DeepSeek-V2 is `k=6 n_groups=8 topk_groups=3 scale=16`. For DeepSeek-V3's sigmoid and bias see
+    `loss_free`, which has the same options.
 
     Differences from the paper: DeepSeek-V2's balance losses over devices (eq. 26–28) and over their
     communication (eq. 29–31) are left out.
@@ -59,9 +59,5 @@ class GroupLimited(Router):
         probs_TE = logits_TE.softmax(dim=-1)
         limited_TE = limit_to_groups(probs_TE.detach(), *self.groups, self.k)
         index_TK = limited_TE.topk(self.k, dim=-1).indices
-        return Routing.from_topk(
-            index_TK,
-            chosen_weights(probs_TE, index_TK, self.norm_topk_prob, self.scale),
-            logits_TE=logits_TE,
-            probs_TE=probs_TE,
-        )
+        weight_TK = chosen_weights(probs_TE, index_TK, self.norm_topk_prob, self.scale)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)

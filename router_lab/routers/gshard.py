@@ -60,13 +60,8 @@ class GShard(Router):
         weight_TK = top_TK / top_TK.sum(dim=-1, keepdim=True)
         first_E = count(index_TK[:, 0], self.n_experts) / max(len(x_TD), 1)
         balance = self.n_experts * (first_E * probs_TE.mean(dim=0)).sum()
-        routing = Routing.from_topk(
-            index_TK,
-            weight_TK,
-            logits_TE=logits_TE,
-            probs_TE=probs_TE,
-            losses={"first_choice_balance": self.coef * balance},
-        )
+        losses = {"first_choice_balance": self.coef * balance}
+        routing = Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE, losses=losses)
         if not self.training or self.second == "all":
             return routing
         asked_TK = context.uniform(self.k) < 2 * weight_TK

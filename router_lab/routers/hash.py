@@ -29,11 +29,11 @@ class Hash(Router):
     Args:
         k: experts per token; 1 in the paper.
         table: `random`: k different experts for each id; `balanced`: ids in falling order of their
-            count, each to the k experts with the least to do (the paper's balanced assignment).
+            count, each to the k experts with the least load (the paper's balanced assignment).
         token_counts: how often each id occurs in the training text, for `balanced`. Given by the
             run; without it all ids count equally, which balances ids, not tokens.
-        vocab_size: ids in the table if token_counts is not given. In either case an id beyond
-            the table starts over at its top.
+        vocab_size: ids in the table if token_counts is not given. Ids beyond the table wrap
+            around.
         learned_weight: the weights of DeepSeek-V4's hash layers in place of 1/k.
         scale: of the learned weights (DeepSeek-V4: routed_scaling_factor).
     """
@@ -70,12 +70,8 @@ class Hash(Router):
             return equal_shares(index_TK, self.n_experts)
         logits_TE = self.gate(x_TD)
         score_TE = scored(logits_TE, "sqrtsoftplus")
-        return Routing.from_topk(
-            index_TK,
-            chosen_weights(score_TE, index_TK, True, self.scale),
-            logits_TE=logits_TE,
-            probs_TE=distribution(score_TE),
-        )
+        weight_TK = chosen_weights(score_TE, index_TK, True, self.scale)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, distribution(score_TE))
 
 
 def balanced_table(counts: Sequence[int], n_experts: int, k: int) -> Tensor:

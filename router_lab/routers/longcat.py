@@ -64,12 +64,8 @@ class LongCat(Router):
         logits_TE = self.gate(x_TD)
         probs_TE = logits_TE.softmax(dim=-1)
         index_TK = (probs_TE.detach() + self.bias_E.float()).topk(self.k, dim=-1).indices
-        return Routing.from_topk(
-            index_TK,
-            probs_TE.gather(1, index_TK) * self.scale,
-            logits_TE=logits_TE,
-            probs_TE=probs_TE,
-        )
+        weight_TK = probs_TE.gather(1, index_TK) * self.scale
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)
 
     @torch.no_grad()
     def after_step(self, demand_E: Tensor, totals: StepTotals) -> None:

@@ -26,8 +26,8 @@ class LossFree(Router):
     c is the demand of the step over all micro-batches and ranks, c̄ its mean over the experts. The
     bias has no gradient and does not touch the weights. DeepSeek-V3 is `k=8 n_groups=8
     topk_groups=4 scale=2.5` with the loss `{load_balance: {coef: 1e-4, scope: sequence}}` of its
-    eq. 17–20, save that the f of eq. 18 counts the top-k of s without bias and groups, and ours
-    the experts that were chosen.
+    eq. 17–20, except that f in eq. 18 counts the top-k of s without bias or groups, and ours the
+    experts that were chosen.
 
     Args:
         k: experts per token.
@@ -82,12 +82,8 @@ class LossFree(Router):
         biased_TE = score_TE.detach() + self.bias_E.float()
         limited_TE = limit_to_groups(biased_TE, *self.groups, self.k)
         index_TK = limited_TE.topk(self.k, dim=-1).indices
-        return Routing.from_topk(
-            index_TK,
-            chosen_weights(score_TE, index_TK, self.norm_topk_prob, self.scale),
-            logits_TE=logits_TE,
-            probs_TE=distribution(score_TE),
-        )
+        weight_TK = chosen_weights(score_TE, index_TK, self.norm_topk_prob, self.scale)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, distribution(score_TE))
 
     @torch.no_grad()
     def after_step(self, demand_E: Tensor, totals: StepTotals) -> None:

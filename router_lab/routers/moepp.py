@@ -17,16 +17,16 @@ from router_lab.routing import Gate, Router, RouterContext, Routing
 class MoEPlusPlus(Router):
     """z_l = x W + z_{l−1} G, S = top-k of softmax(z), w = softmax(z)_S: gating residuals.
 
-    z_{l−1} are the scores of the routed layer below (none in the first). Feed-forward experts are
-    to get τ times the load of the special ones: the load-balance loss and the capacity follow it,
-    with shares b_i of the balance asked for in the place of 1/E. At it, a token has
-    k τ N / (τ N + Z) feed-forward experts.
+    z_{l−1} are the scores of the routed layer below (none in the first). Feed-forward experts
+    should get τ times the load of special ones: the load-balance loss and the capacity have these
+    target shares b_i in place of 1/E. At the target a token has k τ N / (τ N + Z) feed-forward
+    experts.
 
     See ffn=moepp for a layer with the paper's experts (special: {zero: 1, copy: 1, constant: 2}).
 
     Differences from the release: its gate has two layers with a tanh between them, it multiplies
     the experts' inputs by k, and it divides the weights by their sum without the zero expert's. Its
-    code holds neither the balance loss nor the capacity.
+    code has neither the balance loss nor the capacity.
 
     Differences from the paper: eq. 8 shares out γ T, with T the tokens; we share out γ k T, the
     assignments. With γ T and the paper's γ = 1.1, k = 2, all experts together would have room for
@@ -80,4 +80,4 @@ class MoEPlusPlus(Router):
         weight_TK, index_TK = probs_TE.topk(self.k, dim=-1)
         if self.norm_topk_prob:
             weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
-        return Routing.from_topk(index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)

@@ -60,12 +60,8 @@ class NoisyTopK(Router):
             noisy_TE = logits_TE + scale_TE * context.normal(self.n_experts)
             smooth_E = smooth_load(logits_TE, noisy_TE, scale_TE, self.k)
         top_TK, index_TK = noisy_TE.topk(self.k, dim=-1)
-        routing = Routing.from_topk(
-            index_TK,
-            top_TK.softmax(dim=-1),
-            logits_TE=logits_TE,
-            probs_TE=logits_TE.softmax(dim=-1),
-        )
+        weight_TK, probs_TE = top_TK.softmax(dim=-1), logits_TE.softmax(dim=-1)
+        routing = Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)
         if smooth_E is None:
             smooth_E = routing.demand_E.float()
         losses = {

@@ -19,14 +19,14 @@ class QuantileBalancing(Router):
         α_t = the (k+1)-th largest of z_ti − β_i over the experts i;
         q_i = the (kT/E + 1)-th largest of z_ti − α_t over the tokens t of a micro-batch;
         β ← ema · β + (1 − ema) · mean of q over micro-batches and ranks, minus its own mean.
-    Where kT/E is no whole number it is rounded down (Megatron-LM refuses it).
+    A fractional kT/E is rounded down (Megatron-LM refuses it).
 
     Args:
         k: experts per token.
         score: what the weights are made of, `softmax`, `sigmoid` or `sqrtsoftplus`.
         norm_topk_prob: divide the k weights by their sum.
         scale: of the weights.
-        ema: how much of the old β is kept.
+        ema: weight of the old β.
         centre: subtract from β its mean.
     """
 
@@ -65,13 +65,9 @@ class QuantileBalancing(Router):
         if self.training and self.k < self.n_experts and len(x_TD) > 0:
             quantile_E = balancing_quantile(logits_TE.detach(), beta_E, self.k)
             stats = {"quantile_E": quantile_E, "batches": torch.ones_like(quantile_E)}
-        return Routing.from_topk(
-            index_TK,
-            chosen_weights(score_TE, index_TK, self.norm_topk_prob, self.scale),
-            logits_TE=logits_TE,
-            probs_TE=distribution(score_TE),
-            stats=stats,
-        )
+        weight_TK = chosen_weights(score_TE, index_TK, self.norm_topk_prob, self.scale)
+        probs_TE = distribution(score_TE)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE, stats=stats)
 
     @torch.no_grad()
     def after_step(self, demand_E: Tensor, totals: StepTotals) -> None:

@@ -12,7 +12,7 @@ from router_lab.routing import Gate, Router, RouterContext, Routing
 class RandomFixed(Router):
     """w = softmax(z) over the k largest z = x W, with W drawn once and frozen.
 
-    Similar vectors go to the same experts, but nobody learns which: locality without a router.
+    Similar vectors go to the same experts, but the choice is not learned: locality alone.
 
     Args:
         k: experts per token.
@@ -34,9 +34,5 @@ class RandomFixed(Router):
         with torch.autocast(x_TD.device.type, enabled=False):
             logits_TE = F.linear(x_TD.float(), self.weight_ED.float())
         top_TK, index_TK = logits_TE.topk(self.k, dim=-1)
-        return Routing.from_topk(
-            index_TK,
-            top_TK.softmax(dim=-1),
-            logits_TE=logits_TE,
-            probs_TE=logits_TE.softmax(dim=-1),
-        )
+        weight_TK, probs_TE = top_TK.softmax(dim=-1), logits_TE.softmax(dim=-1)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)

@@ -56,13 +56,8 @@ class ReLURouter(Router):
         mask_TE = weight_TE > 0
         f_E = mask_TE.sum(dim=0) / (self.mean_k * max(T, 1))
         l1 = self.coef * E * (f_E * weight_TE.sum(dim=0) / max(T, 1)).sum()
-        return Routing.from_mask(
-            mask_TE,
-            weight_TE,
-            logits_TE=logits_TE,
-            probs_TE=distribution(weight_TE),
-            losses={"l1": l1},
-        )
+        probs_TE = distribution(weight_TE)
+        return Routing.from_mask(mask_TE, weight_TE, logits_TE, probs_TE, losses={"l1": l1})
 
     @torch.no_grad()
     def after_step(self, demand_E: Tensor, totals: StepTotals) -> None:

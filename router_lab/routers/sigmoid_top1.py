@@ -27,9 +27,6 @@ class SigmoidTop1(Router):
         logits_TE = self.gate(x_TD)
         score_TE = logits_TE.sigmoid()
         index_TK = logits_TE.argmax(dim=-1, keepdim=True)
-        return Routing.from_topk(
-            index_TK,
-            score_TE.gather(1, index_TK),
-            logits_TE=logits_TE,
-            probs_TE=score_TE / score_TE.sum(dim=-1, keepdim=True),
-        )
+        weight_TK = score_TE.gather(1, index_TK)
+        probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)

@@ -48,12 +48,9 @@ class Sinkhorn(Router):
         score_TE = logits_TE.sigmoid() if self.k == 1 else logits_TE.softmax(dim=-1)
         ranking_TE = self.log_plan(logits_TE.detach()) if self.training else logits_TE
         index_TK = ranking_TE.topk(self.k, dim=-1).indices
-        return Routing.from_topk(
-            index_TK,
-            score_TE.gather(1, index_TK),
-            logits_TE=logits_TE,
-            probs_TE=score_TE / score_TE.sum(dim=-1, keepdim=True),
-        )
+        weight_TK = score_TE.gather(1, index_TK)
+        probs_TE = score_TE / score_TE.sum(dim=-1, keepdim=True)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)
 
     def log_plan(self, logits_TE: Tensor) -> Tensor:
         """log π."""

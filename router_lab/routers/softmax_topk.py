@@ -52,4 +52,4 @@ class SoftmaxTopK(Router):
             weight_TK = top_TK.softmax(dim=-1)  # equals softmax over all experts, renormalised
         else:
             weight_TK = probs_TE.gather(1, index_TK)
-        return Routing.from_topk(index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)

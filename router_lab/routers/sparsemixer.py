@@ -41,12 +41,8 @@ class SparseMixer(Router):
             index_T1, weight_T1 = self._draw(logits_TE, taken_TE, context, n)
             rounds.append((index_T1, weight_T1))
             taken_TE = taken_TE.scatter(1, index_T1, True)
-        return Routing.from_topk(
-            torch.cat([index_T1 for index_T1, _ in rounds], dim=1),
-            torch.cat([weight_T1 for _, weight_T1 in rounds], dim=1),
-            logits_TE=logits_TE,
-            probs_TE=logits_TE.softmax(dim=-1),
-        )
+        index_TK, weight_TK = (torch.cat(columns, dim=1) for columns in zip(*rounds, strict=True))
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, logits_TE.softmax(dim=-1))
 
     def _draw(
         self, logits_TE: Tensor, taken_TE: Tensor, context: RouterContext, n: int

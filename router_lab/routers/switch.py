@@ -51,4 +51,4 @@ class Switch(Router):
         logits_TE = self.gate(x_TD)
         probs_TE = logits_TE.softmax(dim=-1)
         weight_T1, index_T1 = probs_TE.max(dim=-1, keepdim=True)
-        return Routing.from_topk(index_T1, weight_T1, logits_TE=logits_TE, probs_TE=probs_TE)
+        return Routing.from_topk(index_T1, weight_T1, logits_TE, probs_TE)

@@ -15,8 +15,8 @@ from router_lab.routing import Gate, Router, RouterContext, Routing
 class TopP(Router):
     """w = p = softmax(z) on the fewest experts, most probable first, whose p sum to more than τ.
 
-    The weights are not renormalised. So that the router does not buy certainty with more experts,
-    its own loss is β · mean over tokens of the entropy −Σ p log p.
+    The weights are not renormalised. Its own loss, β · mean over tokens of the entropy −Σ p log p,
+    keeps the number of experts small.
 
     Args:
         p: the threshold τ.
@@ -51,10 +51,5 @@ class TopP(Router):
         mask_TE = torch.zeros_like(before_TE, dtype=torch.bool)
         mask_TE = mask_TE.scatter(1, order_TE, before_TE <= self.p)
         entropy_T = -(probs_TE * logits_TE.log_softmax(dim=-1)).sum(dim=-1)
-        return Routing.from_mask(
-            mask_TE,
-            probs_TE,
-            logits_TE=logits_TE,
-            probs_TE=probs_TE,
-            losses={"dynamic": self.dynamic_coef * entropy_T.sum() / max(len(x_TD), 1)},
-        )
+        losses = {"dynamic": self.dynamic_coef * entropy_T.sum() / max(len(x_TD), 1)}
+        return Routing.from_mask(mask_TE, probs_TE, logits_TE, probs_TE, losses=losses)

@@ -56,24 +56,18 @@ class TwoLevel(Router):
         self.expert_gate = Gate(d_model, n_experts)
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
-        z_TG, z_TGN = (
-            self.group_gate(x_TD),
-            self.expert_gate(x_TD).unflatten(1, (self.n_groups, -1)),
-        )
+        z_TG = self.group_gate(x_TD)
+        z_TGN = self.expert_gate(x_TD).unflatten(1, (self.n_groups, -1))
         probs_TG, probs_TGN = z_TG.softmax(dim=-1), z_TGN.softmax(dim=-1)
         w_TH, group_TH = probs_TG.topk(self.k_groups, dim=-1)
-        own_THN = group_TH[..., None].expand(-1, -1, z_TGN.shape[-1])
-        w_THJ, inner_THJ = probs_TGN.gather(1, own_THN).topk(self.k_inner, dim=-1)
+        in_group_THN = group_TH[..., None].expand(-1, -1, z_TGN.shape[-1])
+        w_THJ, inner_THJ = probs_TGN.gather(1, in_group_THN).topk(self.k_inner, dim=-1)
         if self.norm_topk_prob:
             w_TH = w_TH / w_TH.sum(dim=-1, keepdim=True)
             w_THJ = w_THJ / w_THJ.sum(dim=-1, keepdim=True)
         index_TK = (group_TH[..., None] * z_TGN.shape[-1] + inner_THJ).flatten(1)
-        weight_TK, order_TK = (
-            (w_TH[..., None] * w_THJ).flatten(1).sort(descending=True, stable=True)
-        )
-        return Routing.from_topk(
-            index_TK.gather(1, order_TK),
-            weight_TK,
-            logits_TE=(z_TG[..., None] + z_TGN).flatten(1),
-            probs_TE=(probs_TG[..., None] * probs_TGN).flatten(1),
-        )
+        weight_TK = (w_TH[..., None] * w_THJ).flatten(1)
+        weight_TK, order_TK = weight_TK.sort(descending=True, stable=True)
+        logits_TE = (z_TG[..., None] + z_TGN).flatten(1)
+        probs_TE = (probs_TG[..., None] * probs_TGN).flatten(1)
+        return Routing.from_topk(index_TK.gather(1, order_TK), weight_TK, logits_TE, probs_TE)

@@ -68,10 +68,5 @@ class VMoE(Router):
         if self.sigma > 0:
             chosen_TE = torch.special.ndtr((logits_TE - top_TK[:, -1:]) / self.sigma)
             losses["load"] = self.w_load * squared_cv(chosen_TE.sum(dim=0))
-        return Routing.from_topk(
-            index_TK,
-            probs_TE.gather(1, index_TK),
-            logits_TE=logits_TE,
-            probs_TE=probs_TE,
-            losses=losses,
-        )
+        weight_TK = probs_TE.gather(1, index_TK)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE, losses=losses)

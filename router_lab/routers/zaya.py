@@ -42,8 +42,7 @@ class Zaya(Router):
     ) -> None:
         super().__init__(d_model, n_experts, k)
         self.k = k
-        if d_router is None:
-            d_router = max(d_model // 8, 16)
+        d_router = d_router or max(d_model // 8, 16)
         self.u = u
         self.down = Gate(d_model, d_router, bias=True)
         self.decay_R = nn.Parameter(torch.ones(d_router))
@@ -59,9 +58,7 @@ class Zaya(Router):
     def forward(self, x_TD: Tensor, context: RouterContext) -> Routing:
         state_TR = self.down(x_TD)
         below_TR = context.previous.state if context.previous is not None else None
-        if (
-            below_TR is None
-        ):  # zeros, so that γ of the first layer has a gradient too: DDP asks for one
+        if below_TR is None:  # zeros: DDP requires a gradient of γ in the first layer too
             below_TR = torch.zeros_like(state_TR)
         state_TR = state_TR + self.decay_R * below_TR
         hidden_TR = self.norm(state_TR)
@@ -70,13 +67,8 @@ class Zaya(Router):
         logits_TE = self.out(hidden_TR)
         probs_TE = logits_TE.softmax(dim=-1)
         index_TK = (probs_TE.detach() + self.bias_E.float()).topk(self.k, dim=-1).indices
-        return Routing.from_topk(
-            index_TK,
-            probs_TE.gather(1, index_TK),
-            logits_TE=logits_TE,
-            probs_TE=probs_TE,
-            state=state_TR,
-        )
+        weight_TK = probs_TE.gather(1, index_TK)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE, state=state_TR)
 
     @torch.no_grad()
     def after_step(self, demand_E: Tensor, totals: StepTotals) -> None:

@@ -9,35 +9,21 @@ Tensor names carry their shape:
     K choices per token, A assignments (token, expert pairs).
 """
 
-from router_lab.routing.assignments import Assignments, count
-from router_lab.routing.record import RouterContext, Routing, fair_shares
-from router_lab.routing.router import (
-    ROUTERS,
-    Gate,
-    Lookahead,
-    Router,
-    Stage,
-    StepTotals,
-    TokenCounts,
-    furthest,
-    refused,
-    squared_cv,
+from router_lab.routing.assignments import Assignments as Assignments, count as count
+from router_lab.routing.record import (
+    RouterContext as RouterContext,
+    Routing as Routing,
+    fair_shares as fair_shares,
 )
-
-__all__ = [
-    "ROUTERS",
-    "Assignments",
-    "Gate",
-    "Lookahead",
-    "Router",
-    "RouterContext",
-    "Routing",
-    "Stage",
-    "StepTotals",
-    "TokenCounts",
-    "count",
-    "fair_shares",
-    "furthest",
-    "refused",
-    "squared_cv",
-]
+from router_lab.routing.router import (
+    ROUTERS as ROUTERS,
+    Gate as Gate,
+    Lookahead as Lookahead,
+    Router as Router,
+    Stage as Stage,
+    StepTotals as StepTotals,
+    TokenCounts as TokenCounts,
+    furthest as furthest,
+    refused as refused,
+    squared_cv as squared_cv,
+)

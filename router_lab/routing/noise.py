@@ -1,9 +1,9 @@
-"""Noise as a function of where a token stands, in place of a generator's state.
+"""Noise as a function of a token's place, instead of a generator's state.
 
 Each value is a hash of (seed and window, position, layer, expert, column). So it is the same when
-activations are recomputed, under torch.compile, in a run that was resumed, and however a step is
-cut into micro-batches and ranks; and dropout, which has torch's default generator for itself, is
-the same in an arm with noise and in one without.
+activations are recomputed, under torch.compile, in a resumed run, and however a step is split into
+micro-batches and ranks. Dropout has torch's default generator to itself, so it is the same in arms
+with and without noise.
 
     fold(key, value)      a key of 32 bits from a key and a number
     uniform(key_T, n)     [T, n] in (0, 1)

@@ -26,7 +26,7 @@ class RouterContext:
         step: optimiser steps done so far.
         noise_B: a random key of each sequence, 32 bits, long: what `uniform` and `normal` draw
             from in training. None: from torch's default generator.
-        stream: tells the noise of an inner router from that of the outer one.
+        stream: separates the noise of an inner router from that of the outer one.
         previous: record of the nearest routed layer below, over the same tokens; None in the first.
     """
 
@@ -41,7 +41,7 @@ class RouterContext:
     previous: Routing | None = None
 
     @staticmethod
-    def of_batch(token_id_BS: Tensor, **known: Any) -> RouterContext:
+    def of_batch(token_id_BS: Tensor, **fields: Any) -> RouterContext:
         """The context of a batch of full sequences, tokens in reading order."""
         B, S = token_id_BS.shape
         device = token_id_BS.device
@@ -50,16 +50,16 @@ class RouterContext:
             sequence_T=torch.arange(B, device=device).repeat_interleave(S),
             position_T=torch.arange(S, device=device).repeat(B),
             n_sequences=B,
-            **known,
+            **fields,
         )
 
     def uniform(self, n: int, draw: int = 0) -> Tensor:
         """Noise of this layer, uniform in (0, 1) [T, n], float32.
 
-        A function of seed, window, position and layer: it does not depend on the batch around.
+        A function of seed, window, position and layer: it does not depend on the rest of the batch.
 
         Args:
-            draw: 0 … 255, tells apart the draws of one forward pass; the same one gives the same
+            draw: 0 … 255, the number of the draw in the forward pass; the same draw gives the same
                 numbers.
         """
         if self.noise_B is None:
@@ -126,13 +126,7 @@ class Routing:
 
     @classmethod
     def from_topk(
-        cls,
-        index_TK: Tensor,
-        weight_TK: Tensor,
-        *,
-        logits_TE: Tensor,
-        probs_TE: Tensor,
-        **extra: Any,
+        cls, index_TK: Tensor, weight_TK: Tensor, logits_TE: Tensor, probs_TE: Tensor, **extra: Any
     ) -> Routing:
         """Every token goes to the K experts of its row, in order of preference."""
         T, K = index_TK.shape
@@ -149,23 +143,13 @@ class Routing:
 
     @classmethod
     def from_mask(
-        cls,
-        mask_TE: Tensor,
-        weight_TE: Tensor,
-        *,
-        logits_TE: Tensor,
-        probs_TE: Tensor,
-        **extra: Any,
+        cls, mask_TE: Tensor, weight_TE: Tensor, logits_TE: Tensor, probs_TE: Tensor, **extra: Any
     ) -> Routing:
         """Every token goes to the experts that its row of a boolean mask marks: any number."""
         token_A, expert_A = mask_TE.nonzero(as_tuple=True)
         # A token's order of preference: rank of the weight among the marked ones of its row.
-        order_TE = (
-            weight_TE.detach()
-            .masked_fill(~mask_TE, -torch.inf)
-            .argsort(dim=1, descending=True, stable=True)
-        )
-        rank_TE = order_TE.argsort(dim=1)
+        marked_TE = weight_TE.detach().masked_fill(~mask_TE, -torch.inf)
+        rank_TE = marked_TE.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         asked = Assignments(
             token_A=token_A,
             expert_A=expert_A,
@@ -177,11 +161,11 @@ class Routing:
 
     def __repr__(self) -> str:
         taken = "all" if self.taken is self.asked else len(self.taken)
-        own = [f"; {part}: {', '.join(getattr(self, part))}" for part in ("losses", "stats")]
-        named = "".join(text for text in own if not text.endswith(": "))
+        parts = {part: ", ".join(getattr(self, part)) for part in ("losses", "stats")}
+        extras = "".join(f"; {part}: {names}" for part, names in parts.items() if names)
         return (
             f"Routing({self.n_tokens} tokens to {self.n_experts} experts: "
-            f"{len(self.asked)} assignments asked, {taken} taken{named})"
+            f"{len(self.asked)} assignments asked, {taken} taken{extras})"
         )
 
     @property

@@ -16,11 +16,11 @@ from router_lab.registry import Registry
 from router_lab.routing.record import RouterContext, Routing
 
 Lookahead = Literal["never", "in training", "always"]
-"""See `Router`; in the order of how much a token depends on what it does not have."""
+"""See `Router`; in increasing order."""
 
 
 def furthest(*lookaheads: Lookahead) -> Lookahead:
-    """The one that depends on the most; never for none."""
+    """The largest of them; `never` if there are none."""
     return max(lookaheads, key=get_args(Lookahead).index, default="never")
 
 
@@ -56,7 +56,7 @@ class Stage(nn.Module, ABC):
 
 
 class Router(nn.Module, ABC):
-    """Base of every router; a router is a final leaf of it.
+    """Base of every router; routers are final.
 
     Its parameters and buffers stay in float32 whatever `trainer.precision` is.
 
@@ -123,8 +123,8 @@ class Router(nn.Module, ABC):
         """Routes T tokens. x_TD may be in any float dtype; the gate maths is in float32."""
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
-        """Moves to another device, but stays in float32: a bias in bfloat16 stops where its steps
-        are rounded away."""
+        """Moves to another device, but stays in float32: in bfloat16 a bias would stop moving once
+        its updates are rounded away."""
 
         def keep_dtype(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
