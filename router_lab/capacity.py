@@ -1,4 +1,4 @@
-"""Which assignments survive when an expert has room for only C of them."""
+"""Capacity limits: which assignments survive when an expert has room for only C of them."""
 
 from __future__ import annotations
 

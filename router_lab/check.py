@@ -190,10 +190,10 @@ def shown(value: Any) -> str:
 def choices_text(
     wrong: object, choices: Iterable[str], everything: str = "", what: str = "the choices are"
 ) -> str:
-    """What to say after a name that does not exist: the near ones, or else all.
+    """Suggestions for an unknown name: the nearest ones, or else all.
 
     Args:
-        everything: how to see all of them; without it they are listed in any case.
+        everything: how to see all names; if empty, they are always listed.
     """
     choices = list(choices)
     near = difflib.get_close_matches(str(wrong), choices, n=3)

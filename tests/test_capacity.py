@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import context_of
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from router_lab.capacity import Capacity, Order, Scope, build_capacity

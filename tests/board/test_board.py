@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.custom_scalar import layout_pb2
-from tensorboard.plugins.custom_scalar import metadata as layouts
+from tensorboard.plugins.custom_scalar import layout_pb2, metadata as layouts
 from tensorboard.plugins.hparams import metadata as table
 
 from router_lab.board.overview import LAYOUT, METRICS, hparams, write_overview

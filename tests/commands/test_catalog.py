@@ -114,7 +114,7 @@ def test_an_explanation_in_full(
     explain("switch")
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert any(line.startswith("switch: Switch in ") for line in lines)
-    assert any(line.startswith("factor float 1.25 ") for line in lines)
+    assert any(line.startswith("factor float, above 0 1.25 ") for line in lines)
     assert any(line.startswith("order position, probability, priority position ") for line in lines)
     assert (
         "looks ahead always, in evaluation too: the room under its capacity limit grows with the "

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from fake_runs import ARMS, FakeArm, write_grid
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from router_lab.report.collect import collect
 from router_lab.report.comparison import Comparison, compare_arms

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import context_of
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 from torch import Tensor
 
 from router_lab.model.ffn import FFNS

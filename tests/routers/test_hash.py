@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from router_lab.data.corpus import Corpus, Split
 from router_lab.model.transformer import ModelOptions, Transformer

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import context_of
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from router_lab.routers.quantile_balancing import QuantileBalancing, balancing_quantile
 from router_lab.routing import StepTotals

@@ -6,8 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from helpers import context_of
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from router_lab.losses import build_losses
 from router_lab.routers.top_p import TopP

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from router_lab.data import Corpus, load_corpus
 from router_lab.data.sources.text import PIECE, TextFile, next_break, read_pieces, split_files
