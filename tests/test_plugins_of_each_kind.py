@@ -16,6 +16,8 @@ from router_lab.commands.main import main
 from router_lab.commands.new import TEMPLATE
 from router_lab.registry import KINDS
 
+pytestmark = pytest.mark.usefixtures("registry_left_alone")
+
 TINY = tiny("budget=tokens:2k")
 
 

@@ -259,4 +259,4 @@ def test_metrics_are_listed_and_explained(capsys: pytest.CaptureFixture[str]) ->
     out = " ".join(capsys.readouterr().out.split())
     main(["explain", "metric.importance"])  # a loss has the name too
     assert "importance: a metric of routing records" in capsys.readouterr().out
-    assert "arXiv:2408.15664" in out and "load_E Assignments carried out by each expert." in out
+    assert "arXiv:2408.15664" in out and "load_E assignments carried out by each expert" in out
