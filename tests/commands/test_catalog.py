@@ -96,7 +96,7 @@ def test_every_preset_is_explained(
 def test_a_part_of_the_configuration_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
     for name, row in {
         "model": "n_heads int, 1 or more 4 attention heads",
-        "optim": "lr float, above 0 0.003 peak learning rate.",
+        "adamw": "lr float, above 0 0.003 peak learning rate.",
         "trainer": "devices auto, int, 1 or more 1 devices of a run",
     }.items():
         main(["explain", name])
