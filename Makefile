@@ -5,6 +5,7 @@ EXTRAS ?= dev,hf,hub,optuna,slurm
 BIN    := .venv/bin
 CORE   := .venv/.core
 DEV    := .venv/.dev
+DOCS   := .venv/.docs
 RUNS   ?= runs
 
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e
@@ -13,12 +14,13 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz slow references bench lint clean
+.PHONY: help demo test fuzz slow docs references bench lint clean
 
 help:
 	@echo "make demo   train the first grid and compare its arms (minutes)"
 	@echo "make test   the tests; ORDER=7 shuffles them; 'make slow' runs those over ten seconds"
 	@echo "make fuzz   the property tests with random inputs, EXAMPLES=2000 of each (minutes)"
+	@echo "make docs   the documentation site, into build/site"
 	@echo "make references   write docs/routers.md and docs/result.md from the tests and the schema"
 	@echo "make bench  time layers, steps, routers, harness and grid against docs/bench (minutes)"
 	@echo "make lint   ruff, mypy and import-linter"
@@ -31,6 +33,10 @@ $(CORE): pyproject.toml constraints.txt
 
 $(DEV): $(CORE)
 	$(PIP_INSTALL) ".[$(EXTRAS)]"
+	@touch $@
+
+$(DOCS): $(CORE)
+	$(PIP_INSTALL) ".[docs]"
 	@touch $@
 
 demo: $(CORE)
@@ -56,6 +62,10 @@ bench: $(DEV)
 
 slow: $(DEV)
 	$(BIN)/python -m pytest -q -m slow
+
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	@echo "Read it: $(BIN)/python -m http.server --directory build/site   (http://localhost:8000)"
 
 references: $(DEV)
 	$(BIN)/python -m pytest -q -n auto --dist loadfile --record-references router_lab/commands/references.json \

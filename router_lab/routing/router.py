@@ -60,7 +60,24 @@ class Router(nn.Module, ABC):
 
     Its parameters and buffers stay in float32 whatever `trainer.precision` is.
 
-    The constructor's options are the router's configuration. What the class says of itself:
+    The constructor's options are the router's configuration.
+
+    Args:
+        d_model: width D of the vectors that are routed.
+        n_experts: experts E to choose from.
+        k: experts per token; the mean where it varies. The base keeps it as `mean_k`, for what a
+            token costs; a router that chooses k experts keeps its own `self.k = k`.
+
+    A constructor may also ask for what only the layer or the run knows, and gets it without an
+    option of that name. Both are None where the router is built by itself:
+
+    - `kinds: Sequence[str] | None = None`, the kind of every expert (see `MoE`);
+    - `token_counts: TokenCounts | None = None`, how often each id occurs in the training text.
+
+    A subclass states its properties as class attributes. If `lookahead`, `keeps_rest`,
+    `default_losses` or `own_losses` depends on the options, set it on the instance in `__init__`.
+
+    Attributes:
         lookahead: whether a token's routing depends on more than the token and those before it
             in its sequence, i.e. on later tokens or other sequences: `never`, `in training` alone,
             or `always`, so that evaluation uses what a model that writes text does not have. A
@@ -74,21 +91,8 @@ class Router(nn.Module, ABC):
         default_losses: balance losses that `loss=default` gives it, as in its paper; each routed
             layer adds its term at the coefficient (see router_lab.losses).
         own_losses: coefficient of each term that it may put into `Routing.losses`, by name.
-        paper, reference: where it comes from, and what it is checked against.
-    If `lookahead`, `keeps_rest`, `default_losses` or `own_losses` depends on the options, set it on
-    the instance in `__init__`.
-
-    Args:
-        d_model: width D of the vectors that are routed.
-        n_experts: experts E to choose from.
-        k: experts per token; the mean where it varies. The base keeps it as `mean_k`, for what a
-            token costs; a router that chooses k experts keeps its own `self.k = k`.
-
-    A constructor may also ask for what only the layer or the run knows, and gets it without an
-    option of that name:
-        kinds: Sequence[str] | None = None, the kind of every expert (see `MoE`).
-        token_counts: TokenCounts | None = None, how often each id occurs in the training text.
-    Both are None where the router is built by itself.
+        paper: where it comes from.
+        reference: what it is checked against.
     """
 
     lookahead: Lookahead = "never"
