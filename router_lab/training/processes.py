@@ -21,25 +21,23 @@ from router_lab.runs.stop import Interrupted
 from router_lab.training.fit import fit
 
 POLL = 0.2  # seconds
-GRACE = 5.0  # seconds the others have to end once one has failed
+GRACE = 5.0  # seconds that the others have to end after one has failed
 
 
 def fit_on_ranks(n: int, config: dict[str, Any], run: RunDir) -> None:
-    """Trains the run in n new processes.
-
-    Lightning would rerun the command line in each of them, without the subcommand.
+    """Trains the run in n new processes. (Lightning would rerun the command line in each.)
 
     Raises:
         UserError, RuntimeError: one of the processes failed.
-        Interrupted: a stop was asked for, and all have ended.
+        Interrupted: a stop was requested, and all have ended.
     """
     failures = get_context("spawn").SimpleQueue()
     context = start_processes(_rank, (n, _free_port(), config, run, failures), nprocs=n, join=False)
-    asked = False
+    forwarded = False
     try:
         while not context.join(timeout=POLL, grace_period=GRACE):
-            if run.stop.signal and not asked:
-                asked = True
+            if run.stop.signal and not forwarded:
+                forwarded = True
                 for process in context.processes:
                     process.terminate()
     except ProcessException as error:
@@ -56,14 +54,14 @@ def fit_on_ranks(n: int, config: dict[str, Any], run: RunDir) -> None:
 def _rank(
     rank: int, n: int, port: int, config: dict[str, Any], run: RunDir, failures: SimpleQueue[Any]
 ) -> None:
-    """One process. Ctrl-C reaches all of them, and so does what the first process forwards."""
+    """One of the processes. Ctrl-C reaches all of them; the parent forwards other signals."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         run.stop.signal = signal.Signals(number).name
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
-    os.environ.update(  # what Lightning looks for where it did not start the processes
+    os.environ.update(  # Lightning reads these if it did not start the processes
         MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), NODE_RANK="0", LOCAL_RANK=str(rank)
     )
     try:

@@ -1,4 +1,4 @@
-"""What the processes of one run (DDP) have to agree on."""
+"""Collectives over the processes of one run (DDP)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def n_ranks() -> int:
 
 
 def broadcast_from_rank0(values: Sequence[float], device: torch.device) -> list[float]:
-    """Rank 0's values. Clocks and signals differ between ranks, but all must act alike."""
+    """Rank 0's values, as clocks and signals differ between ranks but all must act alike."""
     if n_ranks() == 1:
         return list(values)
     shared = torch.tensor(values, dtype=torch.float32, device=device)
@@ -25,14 +25,14 @@ def broadcast_from_rank0(values: Sequence[float], device: torch.device) -> list[
     return shared.tolist()
 
 
-def union_over_ranks(own: Mapping[K, T]) -> dict[K, T]:
-    """This rank's entries, and those of others that it lacks, in one order on all ranks.
+def union_over_ranks(values: Mapping[K, T]) -> dict[K, T]:
+    """This rank's entries and those that only other ranks have, in one order on all ranks.
 
     An inner expert that got no token on a rank has no record there.
     """
     if n_ranks() == 1:
-        return dict(own)
+        return dict(values)
     ranks: list[Any] = [None] * n_ranks()
-    dist.all_gather_object(ranks, dict(own))
-    union = {name: value for one in ranks for name, value in one.items()} | dict(own)
+    dist.all_gather_object(ranks, dict(values))
+    union = {name: value for one in ranks for name, value in one.items()} | dict(values)
     return {name: union[name] for name in sorted(union)}

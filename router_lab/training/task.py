@@ -24,17 +24,15 @@ from router_lab.training.ranks import n_ranks
 class StepRecord:
     """The results of one micro-batch, for the callbacks.
 
-    Not a dataclass: Lightning copies those, and a record is to be passed on as it is.
+    Not a dataclass, which Lightning would copy.
 
     Attributes:
-        loss_nats: mean cross-entropy, nats per token.
-        terms: loss terms by name, averaged over the layers (see `LayerTerms`).
+        batch: the micro-batch.
+        nats_BS: cross-entropy of each token, nats.
+        loss_nats: its mean.
         routings: the layers' records, detached.
-        tokens: tokens of the micro-batch.
-        batch: the micro-batch itself.
+        terms: loss terms by name, averaged over the layers (see `LayerTerms`).
     """
-
-    __slots__ = ("batch", "loss_nats", "nats_BS", "routings", "terms", "tokens")
 
     def __init__(
         self,
@@ -48,11 +46,10 @@ class StepRecord:
         self.loss_nats = self.nats_BS.mean()
         self.routings = {name: routing.detach() for name, routing in routings.items()}
         self.terms = {name: term.detach() for name, term in terms.items()}
-        self.tokens = nats_BS.numel()
 
 
 class StepDemand:
-    """Demand, tokens and router statistics of an optimiser step, over its micro-batches."""
+    """Sums over the micro-batches of a step: demand, tokens and router statistics by layer."""
 
     def __init__(self) -> None:
         self.demand: dict[str, Tensor] = {}
@@ -67,13 +64,13 @@ class StepDemand:
                 _add(self.stats.setdefault(name, {}), stat, value.detach())
 
     def over_ranks(self) -> StepDemand:
-        """The same, added up over the ranks; itself where there is one."""
+        """The sums over all ranks; itself if there is only one."""
         if n_ranks() == 1:
             return self
         parts: list[Any] = [None] * n_ranks()
         dist.all_gather_object(parts, move_data_to_device(vars(self), torch.device("cpu")))
         total = StepDemand()
-        for part in parts:  # in one order on all ranks; an inner expert may be on some of them only
+        for part in parts:  # in one order on all ranks; some may lack an inner expert
             for name, demand_E in part["demand"].items():
                 _add(total.demand, name, demand_E)
                 _add(total.tokens, name, part["tokens"][name])
@@ -84,8 +81,8 @@ class StepDemand:
         return total
 
     def density(self) -> float:
-        """Demand over (tokens × experts), averaged over the layers; mixture_of_depths, which has
-        one expert, is none of them."""
+        """Demand over (tokens × experts), averaged over the layers with more than one expert (the
+        layers of mixture_of_depths have one)."""
         shares = [
             demand_E.sum().item() / max(self.tokens[name].item() * len(demand_E), 1)
             for name, demand_E in self.demand.items()
@@ -96,17 +93,16 @@ class StepDemand:
 
 @contextmanager
 def float32_by_default() -> Iterator[None]:
-    """New tensors in float32, as gate maths and losses need them.
+    """New tensors in float32, for gate maths and losses.
 
-    For a precision that ends in -true Lightning makes its dtype the default, and then a quotient of
-    two counts is in bfloat16.
+    Under bf16-true Lightning makes bfloat16 the default, also for a quotient of two counts.
     """
-    before = torch.get_default_dtype()
+    default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
         yield
     finally:
-        torch.set_default_dtype(before)
+        torch.set_default_dtype(default)
 
 
 class LMTask(LightningModule):
@@ -117,7 +113,7 @@ class LMTask(LightningModule):
         losses: balance losses by name.
         optimiser: makes the optimiser and its learning-rate schedule.
         progress: maps the number of optimiser steps to the share of the run that is done, 0 to 1.
-        seed: of dropout; routers' noise has its seed from the batches, see RouterContext.
+        seed: of dropout; the seed of routers' noise is in the batches, see RouterContext.
     """
 
     def __init__(
@@ -138,8 +134,8 @@ class LMTask(LightningModule):
         self._needs_global = any(loss.global_demand for loss in losses.values())
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        # Dropout, alone in using torch's generator, depends on seed, rank and micro-batch: arms are
-        # paired, and a resumed run draws what it would have drawn. Routers: RouterContext.uniform.
+        # Only dropout uses torch's generator (routers use RouterContext.uniform). Its seed depends
+        # on seed, rank and micro-batch, so arms are paired and a resumed run draws the same.
         seed = crc32(f"{self.seed}/{self.global_rank}/{batch_idx}".encode())
         torch.default_generator.manual_seed(seed)
         if self.device.type != "cpu":  # torch.manual_seed asks all kinds of device, for 0.6 ms
@@ -149,8 +145,8 @@ class LMTask(LightningModule):
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
         nats_BS, routings = self._predict(batch)
         self.step_demand.add(routings)
-        known = self.step_demand.over_ranks() if self._needs_global else self.step_demand
-        terms = layer_terms(self.balance_losses, routings, known.demand)
+        step = self.step_demand.over_ranks() if self._needs_global else self.step_demand
+        terms = layer_terms(self.balance_losses, routings, step.demand)
         return {
             "loss": nats_BS.mean() + terms.total,
             "record": StepRecord(batch, nats_BS, routings, terms.terms),
@@ -174,7 +170,7 @@ class LMTask(LightningModule):
         self.end_step()
 
     def end_step(self) -> None:
-        """Tells the routers of the step's demand."""
+        """Gives the routers the demand of the step."""
         step, self.step_demand = self.step_demand.over_ranks(), StepDemand()
         density = step.density()
         for name, router in self.model.routers().items():
@@ -194,13 +190,13 @@ class LMTask(LightningModule):
 
     @property
     def _scaled(self) -> bool:
-        """Whether gradients are scaled, which a fused optimiser would undo only after clipping."""
+        """Whether gradients are scaled: a fused optimiser would unscale them after clipping."""
         return self._trainer is not None and self.trainer.precision == "16-mixed"
 
     def configure_gradient_clipping(
         self, optimizer: Any, gradient_clip_val: Any = None, gradient_clip_algorithm: Any = None
     ) -> None:
-        # Lightning refuses to for a fused optimiser in any mixed precision.
+        # Lightning refuses to clip for a fused optimiser in mixed precision.
         if gradient_clip_val:
             torch.nn.utils.clip_grad_norm_(self.parameters(), gradient_clip_val)
 

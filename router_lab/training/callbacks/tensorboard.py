@@ -31,7 +31,7 @@ class Board(Callback):
     Args:
         row: the run's row in the table of runs (see board.overview.hparams).
         config, overrides: for the text panel.
-        domains: names of the labels in the data.
+        domains: names of the domains in the data.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ def _writer(trainer: Trainer) -> Any:
 def pictures(evaluation: Evaluation, domains: Sequence[str]) -> dict[str, np.ndarray]:
     """Load by layer now and over training, experts by domain, experts chosen together.
 
-    Numbered, as TensorBoard sorts by name and the load comes first.
+    The names are numbered, as TensorBoard sorts by name.
     """
     figures = evaluation.figures
     layers = figures.layers
@@ -120,41 +120,36 @@ def pictures(evaluation: Evaluation, domains: Sequence[str]) -> dict[str, np.nda
     for row, layer in zip(now, layers.values(), strict=True):
         row[: len(layer["load"])] = np.array(layer["load"]) * len(layer["load"])
     title = "load of each expert, by layer"
-    found = {"1_load": draw([Heatmap(now, list(layers), numbers(n_experts), title)])}
-    shown = list(layers)[:: -(-len(layers) // MOST_PANELS)]
-    over_time, together, by_domain = [], [], []
-    for name in shown:
-        known = [
+    panels = {"1_load": [Heatmap(now, list(layers), numbers(n_experts), title)]}
+    for name in list(layers)[:: -(-len(layers) // MOST_PANELS)]:
+        points = [
             (si(point["tokens"]), loads[name])
             for point, loads in zip(evaluation.curve, figures.loads, strict=True)
             if name in loads
         ]
-        load_EI = np.array([load for _, load in known]).T
+        times, loads_IE = zip(*points, strict=True)
+        load_EI = np.array(loads_IE).T
         E = len(load_EI)
-        times = [tokens for tokens, _ in known]
         title = f"{name}: load of each expert, over tokens"
-        over_time.append(Heatmap(load_EI * E, numbers(E), times, title))
-        drawn = figures.pictures.get(name, {})
-        if "coactivation_EE" in drawn:
-            both_EE = drawn["coactivation_EE"].copy()
+        over_time = Heatmap(load_EI * E, numbers(E), times, title)
+        panels.setdefault("2_load_over_time", []).append(over_time)
+        matrices = figures.pictures.get(name, {})
+        if "share_DE" in matrices:
+            ratio_DE = matrices["share_DE"] * E / max(layers[name]["k_used"], 1e-9)
+            title = f"{name}: domain (row) by expert"
+            by_domain = Heatmap(ratio_DE, list(domains), numbers(E), title)
+            panels.setdefault("3_domains", []).append(by_domain)
+        if "coactivation_EE" in matrices:
+            both_EE = matrices["coactivation_EE"].copy()
             np.fill_diagonal(both_EE, np.nan)
             title = f"{name}: column chosen with row"
             highest = float(np.nanmax(both_EE, initial=1e-9))
             ends = ("never", f"{highest:.0%} of the time")
-            together.append(
-                Heatmap(both_EE, numbers(E), numbers(E), title, 0, highest, "sequential", ends)
+            together = Heatmap(
+                both_EE, numbers(E), numbers(E), title, 0, highest, "sequential", ends
             )
-        if "share_DE" in drawn:
-            share_DE = drawn["share_DE"]
-            ratio_DE = share_DE * E / max(layers[name]["k_used"], 1e-9)
-            title = f"{name}: domain (row) by expert"
-            by_domain.append(Heatmap(ratio_DE, list(domains), numbers(E), title))
-    found["2_load_over_time"] = draw(over_time)
-    if together:
-        found["4_chosen_together"] = draw(together)
-    if by_domain:
-        found["3_domains"] = draw(by_domain)
-    return found
+            panels.setdefault("4_chosen_together", []).append(together)
+    return {name: draw(heatmaps) for name, heatmaps in panels.items()}
 
 
 def numbers(n: int) -> list[str]:
