@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Iterator, Mapping
@@ -26,6 +27,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Unpack
 
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from router_lab.errors import UserError
@@ -107,8 +109,6 @@ class RunDir:
     @property
     def command(self) -> str:
         """The command that makes this run and no other."""
-        import shlex
-
         return shlex.join(["router-lab", "train", *self.overrides])
 
     def status(self, **fields: Unpack[Status]) -> None:
@@ -140,10 +140,8 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
         Busy: another process is training this run.
         UserError: see `run_dir`.
     """
-    run = run_dir(cfg, _overrides())
-    if not _is_first_rank():
-        yield run
-        return
+    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    run = run_dir(cfg, tuple(hydra.overrides.task) if hydra else ())
     with lock(run.folder), stop_on_signals(run.stop):
         if run.finished:
             yield run
@@ -191,15 +189,3 @@ def _refuse_if_elsewhere(run: RunDir, status: Mapping[str, Any]) -> None:
             f"{run.folder} is being trained on {status['host']}, which wrote its status "
             f"{silent:.0f} s ago; a run counts as dead after {SILENT_SECONDS:.0f} s without one."
         )
-
-
-def _is_first_rank() -> bool:
-    """Of several processes that train one run, the first holds the lock and writes the status."""
-    ranks = (os.environ.get(name, "0") for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
-    return all(rank == "0" for rank in ranks)
-
-
-def _overrides() -> tuple[str, ...]:
-    from hydra.core.hydra_config import HydraConfig
-
-    return tuple(HydraConfig.get().overrides.task) if HydraConfig.initialized() else ()

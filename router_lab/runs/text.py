@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 MINUS = "\N{MINUS SIGN}"
+DURATIONS = (86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")
 
 
 def fixed(value: float | None, digits: int, *, signed: bool = False) -> str:
@@ -69,16 +70,11 @@ def duration(seconds: float | None) -> str:
     if seconds is None:
         return ""
     whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
-    minutes, rest = divmod(whole, 60)
-    if minutes < 60:
-        return f"{minutes} min {rest} s" if rest else f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 24:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    days, hours = divmod(hours, 24)
-    return f"{days} d {hours} h" if hours else f"{days} d"
+    for size, unit, part, part_unit in DURATIONS:
+        if whole >= size:
+            rest = whole % size // part
+            return f"{whole // size} {unit}" + (f" {rest} {part_unit}" if rest else "")
+    return f"{seconds:.1f} s" if seconds < 10 else f"{whole} s"
 
 
 def listing(items: Sequence[str], most: int = 8) -> str:

@@ -27,8 +27,7 @@ from router_lab.runs.status import write_json
 from router_lab.training.callbacks.checkpoint import SaveAndStop
 from router_lab.training.callbacks.clock import Clock
 from router_lab.training.callbacks.evaluation import Evaluation
-from router_lab.training.callbacks.progress import TerminalProgress
-from router_lab.training.callbacks.status import Status
+from router_lab.training.callbacks.progress import StatusFile, TerminalProgress
 from router_lab.training.callbacks.tensorboard import Board
 from router_lab.training.result import result_of
 from router_lab.training.task import LMTask
@@ -74,7 +73,7 @@ def fit(
                 corpus.domains,
             ),
             TerminalProgress(evaluation, corpus.unit),
-            Status(run, evaluation),
+            StatusFile(run, evaluation),
             SaveAndStop(run, clock),
             *callbacks,
         ],

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import traceback
 from multiprocessing import SimpleQueue, get_context
 from types import FrameType
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.environments.lightning import find_free_network_port
 from torch.multiprocessing.spawn import ProcessException, start_processes
 
 from router_lab.errors import UserError
@@ -32,7 +32,9 @@ def fit_on_ranks(n: int, config: dict[str, Any], run: RunDir) -> None:
         Interrupted: a stop was requested, and all have ended.
     """
     failures = get_context("spawn").SimpleQueue()
-    context = start_processes(_rank, (n, _free_port(), config, run, failures), nprocs=n, join=False)
+    context = start_processes(
+        _rank, (n, find_free_network_port(), config, run, failures), nprocs=n, join=False
+    )
     forwarded = False
     try:
         while not context.join(timeout=POLL, grace_period=GRACE):
@@ -77,9 +79,3 @@ def _rank(
         traceback.print_exc()
         failures.put((RuntimeError, describe(error)))
         raise
-
-
-def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])

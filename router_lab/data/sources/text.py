@@ -105,23 +105,18 @@ def find_files(path: str | None, option: str) -> list[TextFile]:
         )
     given = Path(path).expanduser()
     if given.is_file():
-        root, paths = given.parent, [given]
+        root, pattern = given.parent, glob.escape(str(given))
     elif given.is_dir():
-        root = given
-        paths = [
-            file
-            for file in given.rglob("*")
-            if not any(part.startswith(".") for part in file.relative_to(given).parts)
-        ]
+        root, pattern = given, f"{glob.escape(str(given))}/**"  # without hidden files
     elif glob.has_magic(path):
         root = next(folder for folder in given.parents if not glob.has_magic(str(folder)))
-        paths = [Path(name) for name in glob.glob(str(given), recursive=True)]
+        pattern = str(given)
     else:
         raise UserError(
             f"{option} is {path!r}, which does not exist; give a file, a folder or a glob."
         )
     files = []
-    for file in sorted(paths):
+    for file in sorted(map(Path, glob.glob(pattern, recursive=True))):
         if file.is_file() and (size := file.stat().st_size):
             inner = file.relative_to(root).parts
             domain = inner[0] if len(inner) > 1 else root.absolute().name

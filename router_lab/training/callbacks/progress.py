@@ -1,8 +1,9 @@
-"""The progress of one run in the terminal."""
+"""The progress of one run, in the terminal and in status.json."""
 
 from __future__ import annotations
 
 import sys
+import time
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from router_lab.metrics.records import max_violation
+from router_lab.runs.folder import RunDir
 from router_lab.runs.text import duration, si
 from router_lab.training.callbacks.evaluation import Evaluation
 from router_lab.training.task import StepRecord
 
 EVERY = 10  # steps between two updates of the bar
+STATUS_SECONDS = 1.0  # between two writes of status.json, outside validations
 
 
 class TerminalProgress(Callback):
@@ -97,3 +100,28 @@ def train_max_vio(record: StepRecord) -> float:
     """MaxVio of the load of one micro-batch, averaged over its routed layers."""
     violations = [max_violation(routing.load_E) for routing in record.routings.values()]
     return torch.stack(violations).mean().item()
+
+
+class StatusFile(Callback):
+    """Writes status.json."""
+
+    def __init__(self, run: RunDir, evaluation: Evaluation) -> None:
+        self.run = run
+        self.evaluation = evaluation
+        self._written_at = 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, task: LightningModule, *_: Any) -> None:
+        if time.monotonic() - self._written_at >= STATUS_SECONDS:
+            self.on_validation_end(trainer, task)
+
+    def on_validation_end(self, trainer: Trainer, task: LightningModule) -> None:
+        self._written_at = time.monotonic()
+        if trainer.is_global_zero:
+            self.run.status(
+                step=trainer.global_step,
+                steps=self.evaluation.clock.steps,
+                tokens=self.evaluation.tokens(trainer),
+                bits_per_byte=self.evaluation.quality.get("bits_per_byte"),
+                max_vio=self.evaluation.mean.get("max_vio"),
+                seconds_left=self.evaluation.clock.seconds_left(trainer.global_step),
+            )
