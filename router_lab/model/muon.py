@@ -34,19 +34,16 @@ largest error on [0.02, 1] and [0.003, 1] is least, each polynomial for the inte
 before leaves (Polar Express, arXiv:2505.16932, algorithm 1)."""
 
 
-def orthogonalised(x_BNM: Tensor, polynomials: Polynomials) -> Tensor:
-    """Each matrix U S Vᵀ with its singular values moved to about 1, in float32.
+def whitener(gram_BNN: Tensor, polynomials: Polynomials) -> Tensor:
+    """G^-½ for the Gram matrices G = X Xᵀ, so that the singular values of G^-½ X are about 1.
 
-    Newton-Schulz on the Gram matrix of the smaller side, G = X Xᵀ: all iterations are products of
-    N × N matrices that commute, and X is multiplied once, at the end. Singular values are first
-    divided by a bound on the largest: the Frobenius norm of X for Jordan's polynomials, and
-    ‖G²‖^¼, which is nearer and costs nothing, for the others.
+    Newton-Schulz on X is products of X with polynomials of G, which commute: here they are
+    multiplied with one another, and X once. Singular values are first divided by a bound on the
+    largest: the Frobenius norm of X for Jordan's polynomials, and ‖G²‖^¼, which is nearer and costs
+    nothing, for the others.
     """
-    if x_BNM.shape[1] > x_BNM.shape[2]:
-        return orthogonalised(x_BNM.mT, polynomials).mT
-    gram = x_BNM @ x_BNM.mT
-    bound = gram.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(1e-30)[:, None, None]
-    gram = gram / bound  # a trace of 1, so that its square does not underflow
+    bound = gram_BNN.diagonal(dim1=1, dim2=2).sum(dim=1).clamp_min(1e-30)[:, None, None]
+    gram = gram_BNN / bound  # a trace of 1, so that its square does not underflow
     square = gram @ gram
     if polynomials is not JORDAN:
         nearer = square.norm(dim=(1, 2), keepdim=True).sqrt().clamp_min(1e-7)
@@ -61,14 +58,14 @@ def orthogonalised(x_BNM: Tensor, polynomials: Polynomials) -> Tensor:
         if i + 1 < len(polynomials):
             gram = step @ (step @ gram)
     assert product is not None
-    return (product / bound.sqrt()) @ x_BNM
+    return product / bound.sqrt()
 
 
 class MuonAdamW(torch.optim.AdamW):
     """Muon for the parameter groups that have its options under `muon`, AdamW for the others.
 
-    The options are momentum; iterations, a key of POLYNOMIALS; every, s where each matrix moves at
-    every s-th step, by s times the rate; turn, the number of steps so far.
+    The options are momentum; iterations, a key of POLYNOMIALS; every, s where the whitener of a
+    matrix is computed at every s-th step; turn, the number of steps so far.
     """
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -93,7 +90,7 @@ class MuonAdamW(torch.optim.AdamW):
     def _move(
         self, group: dict[str, Any], momentum: float, iterations: int, every: int, turn: int
     ) -> None:
-        """Moves the matrices whose turn it is, batched by shape."""
+        """Moves the matrices whose turn it is; those of one smaller side are whitened together."""
         self._keep_up(group, momentum)
         rate, decay = every * group["lr"], 1 - every * group["lr"] * group["weight_decay"]
         due = defaultdict(list)
@@ -106,20 +103,20 @@ class MuonAdamW(torch.optim.AdamW):
             momentum_BIO = stack(self.state[p]["momentum_buffer"])[mine].float()
             ahead_BIO = stack(p.grad)[mine].float().lerp(momentum_BIO, momentum)  # Nesterov's
             d_in, d_out = p.shape[-2:] if p.dim() > 2 else p.shape[::-1]
-            wide = p.shape[-2] > p.shape[-1]
-            due[tuple(sorted(p.shape[-2:]))].append(
-                (
-                    stack(p)[mine].mT if wide else stack(p)[mine],
-                    ahead_BIO.mT if wide else ahead_BIO,
-                    -rate * math.sqrt(max(1.0, d_out / d_in)),
-                )
-            )
+            by = -rate * math.sqrt(max(1.0, d_out / d_in))
+            wide = p.shape[-2] <= p.shape[-1]
+            gram_BNN = ahead_BIO @ ahead_BIO.mT if wide else ahead_BIO.mT @ ahead_BIO
+            due[gram_BNN.shape[-1]].append((stack(p)[mine], ahead_BIO, gram_BNN, wide, by))
         for members in due.values():
-            x_BNM = torch.cat([ahead for _, ahead, _ in members])
-            moves = orthogonalised(x_BNM, POLYNOMIALS[iterations])
-            parts = moves.split([len(ahead) for _, ahead, _ in members])
-            for (matrices, _, by), move in zip(members, parts, strict=True):
-                matrices.mul_(decay).add_(move, alpha=by)
+            grams_BNN = torch.cat([gram_BNN for _, _, gram_BNN, _, _ in members])
+            whiteners_BNN = whitener(grams_BNN, POLYNOMIALS[iterations])
+            parts = whiteners_BNN.split([len(matrices) for matrices, *_ in members])
+            for (matrices, ahead_BIO, _, wide, by), part in zip(members, parts, strict=True):
+                factors = (part, ahead_BIO) if wide else (ahead_BIO, part)
+                if matrices.dtype == torch.float32:
+                    matrices.baddbmm_(*factors, beta=decay, alpha=by)
+                else:
+                    matrices.mul_(decay).add_(torch.bmm(*factors), alpha=by)
 
     def _keep_up(self, group: dict[str, Any], momentum: float) -> None:
         """Takes the gradients into the momentum."""
