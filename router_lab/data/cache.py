@@ -59,7 +59,6 @@ def cached(name: str, key: object, build: Callable[[Path], None]) -> Path:
         if not folder.is_dir():
             shutil.rmtree(part, ignore_errors=True)  # of a process that was killed
             part.mkdir()
-            print(f"{name}: making the data (once; kept in the cache)", file=sys.stderr)
             build(part)
             part.rename(folder)
     except BaseException:
