@@ -38,6 +38,8 @@ def on_files(files: Files, config: Any) -> Files:
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Turns the links of a document into links of the site."""
     uri = page.file.src_uri
+    if uri.startswith("experiments/") or uri == "routers.md":  # room for wide tables
+        page.meta["hide"] = ["toc"]
     folder = (ROOT if (ROOT / uri).exists() else ROOT / "docs").joinpath(uri).parent
 
     def moved(link: re.Match[str]) -> str:
