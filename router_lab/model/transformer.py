@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from router_lab.check import ABOVE_0, BELOW_1, Count
 from router_lab.errors import UserError
 from router_lab.model.ffn import DENSE, FFN, Linear, build_ffn
+from router_lab.model.fused import RMSNorm, split_heads
 from router_lab.registry import Registry, register
 from router_lab.routing import (
     Lookahead,
@@ -61,18 +62,11 @@ class Attention(nn.Module):
         self.register_buffer("cos_SD", angle_SD.cos(), persistent=False)
         self.register_buffer("sin_SD", angle_SD.sin(), persistent=False)
 
-    def _rotate(self, x_BHSD: Tensor) -> Tensor:
-        S = x_BHSD.shape[2]
-        cos_SD, sin_SD = self.cos_SD[:S].to(x_BHSD.dtype), self.sin_SD[:S].to(x_BHSD.dtype)
-        a, b = x_BHSD.chunk(2, dim=-1)
-        return torch.cat([a * cos_SD - b * sin_SD, a * sin_SD + b * cos_SD], dim=-1)
-
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:
         B, S, D = x_BSD.shape
-        q, k, v = self.qkv(x_BSD).view(B, S, 3, self.n_heads, -1).permute(2, 0, 3, 1, 4)
-        if self.qk_norm:
+        q, k, v = split_heads(self.qkv(x_BSD), self.n_heads, self.cos_SD[:S], self.sin_SD[:S])
+        if self.qk_norm:  # a rotation does not change the length
             q, k = (F.rms_norm(x, x.shape[-1:], eps=1e-6) for x in (q, k))
-        q, k = self._rotate(q), self._rotate(k)
         allowed = None
         if mask_BS is not None:
             causal_SS = torch.ones(S, S, dtype=torch.bool, device=x_BSD.device).tril()
@@ -99,9 +93,9 @@ class Block(nn.Module):
 
     def __init__(self, attention: Attention, ffn: FFN, d_model: int, dropout: float) -> None:
         super().__init__()
-        self.attention_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.attention_norm = RMSNorm(d_model)
         self.attention = attention
-        self.ffn_norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.ffn_norm = RMSNorm(d_model)
         self.ffn = ffn
         self.dropout = nn.Dropout(dropout)
 
@@ -209,7 +203,7 @@ class Transformer(nn.Module):
                 slot = build_ffn(node, d_model, width, token_counts)
                 blocks.append(Block(attention, slot, d_model, options.dropout))
         self.blocks = nn.ModuleList(blocks)
-        self.norm = nn.RMSNorm(d_model, eps=1e-6)
+        self.norm = RMSNorm(d_model)
         self.unembedding = None if options.tied else Head(d_model, vocab_size)
         self.logit_cap = options.logit_cap
         if options.zero_outputs:
