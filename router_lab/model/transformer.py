@@ -59,7 +59,7 @@ class Attention(nn.Module):
         half = d_model // n_heads // 2
         frequency = 10000.0 ** -(torch.arange(half) / half)
         angle_SD = torch.outer(torch.arange(seq_len).float(), frequency)
-        self.register_buffer("cos_SD", angle_SD.cos(), persistent=False)
+        self.register_buffer("cos_SD", angle_SD.cos().repeat(1, 2), persistent=False)
         self.register_buffer("sin_SD", angle_SD.sin(), persistent=False)
 
     def forward(self, x_BSD: Tensor, mask_BS: Tensor | None) -> Tensor:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from router_lab.model.fused import RMSNorm, _RMSNorm, split_heads
+from router_lab.model.fused import RMSNorm, _RMSNorm, split_heads, swiglu
+from router_lab.model.transformer import ModelOptions, Transformer
 
 B, S, H, D = 2, 5, 3, 4
 
 
 def angles(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     angle_SD = torch.outer(torch.arange(S, dtype=dtype), 10.0 ** -torch.arange(D // 2))
-    return angle_SD.cos(), angle_SD.sin()
+    return angle_SD.cos().repeat(1, 2), angle_SD.sin()
 
 
 def test_pairs_are_rotated_as_complex_numbers() -> None:
@@ -26,7 +29,7 @@ def test_pairs_are_rotated_as_complex_numbers() -> None:
     parts = qkv_BSD.view(B, S, 3, H, D).permute(2, 0, 3, 1, 4)
     for turned, plain in ((q, parts[0]), (k, parts[1])):
         pairs = torch.complex(plain[..., : D // 2], plain[..., D // 2 :])
-        expected = pairs * torch.complex(cos_SD, sin_SD)
+        expected = pairs * torch.complex(cos_SD[:, : D // 2], sin_SD)
         assert torch.allclose(turned, torch.cat([expected.real, expected.imag], dim=-1))
     assert torch.equal(v, parts[2])
 
@@ -57,9 +60,30 @@ def test_the_gradient_of_rms_norm() -> None:
     assert torch.autograd.gradcheck(lambda x, w: _RMSNorm.apply(x, w, 1e-6), (x, weight_D))
 
 
+@pytest.mark.filterwarnings("ignore:Mismatch dtype")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_another_dtype_than_the_gains_is_left_to_torch(dtype: torch.dtype) -> None:
     x = torch.randn(2, D, dtype=dtype)
     y = RMSNorm(D)(x)
     expected = F.rms_norm(x, (D,), torch.ones(D), 1e-6)
     assert y.dtype == expected.dtype and torch.allclose(y, expected)
+
+
+def test_swiglu() -> None:
+    gate_up = torch.randn(5, 2 * D, dtype=torch.float64, requires_grad=True)
+    gate, up = gate_up.chunk(2, dim=-1)
+    assert torch.allclose(swiglu(gate_up), gate / (1 + (-gate).exp()) * up)
+    assert torch.autograd.gradcheck(swiglu, (gate_up,))
+
+
+def test_the_dense_model_compiles_as_one_graph() -> None:
+    model = Transformer(16, {"name": "mlp"}, ModelOptions(8, 1, n_heads=2, seq_len=6), d_hidden=12)
+    tokens_BS = torch.randint(16, (2, 6))
+
+    def gradients(forward: Callable[[Tensor], Any]) -> list[Tensor]:
+        loss = forward(tokens_BS).logits_BSV.square().sum()
+        return list(torch.autograd.grad(loss, list(model.parameters())))
+
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    for a, b in zip(gradients(model), gradients(compiled), strict=True):
+        assert torch.allclose(a, b, atol=1e-5)

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from router_lab.model.ffn import FFN, Linear
+from router_lab.model.fused import swiglu
 from router_lab.registry import register
 from router_lab.routing import RouterContext, Routing
 
@@ -27,8 +27,7 @@ class MLP(FFN):
         self.down = Linear(d_hidden, d_model, bias=bias)
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> tuple[Tensor, dict[str, Routing]]:
-        gate_TF, up_TF = self.gate_up(x_TD).chunk(2, dim=-1)
-        return self.down(F.silu(gate_TF) * up_TF), {}
+        return self.down(swiglu(self.gate_up(x_TD))), {}
 
     def output_weights(self) -> Iterator[Tensor]:
         yield self.down.weight
