@@ -103,7 +103,7 @@ TRAINERS: Registry[TrainerOptions] = Registry(
 register("lightning")(TrainerOptions)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment:
     """Everything a configuration describes, built and checked before anything trains."""
 
@@ -119,6 +119,14 @@ class Experiment:
     budget: Budget
     trained: int = 0
     """Optimiser steps that the model has done."""
+
+    def __repr__(self) -> str:
+        ffn, kind = self.config["ffn"], self.budget.kind
+        router = f" with {name}" if (name := (ffn.get("router") or {}).get("name")) else ""
+        return (
+            f"Experiment({ffn['name']}{router} on {self.corpus.name}, seed {self.seed}: "
+            f"{self.cost.total / 1e6:.2f}M parameters, {kind}:{self.budget.amount:g})"
+        )
 
     @property
     def tokens_per_step(self) -> int:

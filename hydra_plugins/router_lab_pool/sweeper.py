@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -42,6 +43,7 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> list[Sequence[JobReturn]]:
         from router_lab.launch.skip import left_to_do
+        from router_lab.runs.folder import run_dir
 
         composer, overrides = self.runs(arguments)
         todo, failed_before = left_to_do(composer, overrides, retry=self.config.retry)
@@ -50,6 +52,9 @@ class GridSweeper(Sweeper):
         if not hasattr(self.launcher, "composer"):  # ours prints them itself
             for job in failed:
                 print(f"failed: {' '.join(job.overrides or ())}: {job._return_value}")
+        folder = run_dir(composer.compose(overrides[0])).folder.parent
+        if any(folder.glob("*/result.json")):
+            print(f"Next: router-lab compare {shlex.quote(str(folder))}")
         if failed or failed_before:
             sys.exit(1)
         return [returns]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf, open_dict
 
+from router_lab.launch.compose import compose_config
 from router_lab.paths import conf_dir
 from router_lab.registry import registries
 
@@ -28,8 +28,7 @@ the groups), --hydra-help."""
 
 def print_help(overrides: list[str]) -> None:
     """Prints examples, the choices of each group, and all options as the overrides compose them."""
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = compose("config", overrides)
+    config = compose_config(overrides)
     with open_dict(config):
         config.pop("hydra", None)
     print(EXAMPLES)

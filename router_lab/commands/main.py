@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any
 
+from router_lab import __version__
 from router_lab.commands.bench import TITLES
 from router_lab.commands.mistakes import mistake
 from router_lab.registry import KINDS
@@ -26,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         prog="router-lab",
         description="Which Mixture-of-Experts router should I use, and how do I know?",
     )
+    top.add_argument("--version", action="version", version=f"router-lab {__version__}")
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     def add(name: str, call: str, about: str) -> argparse.ArgumentParser:
@@ -63,8 +65,8 @@ def parser() -> argparse.ArgumentParser:
     status = add("status", "status:status", "what is done, running, failed and why")
     status.add_argument("folder", metavar="DIR")
 
-    probe = add("probe", "probe:probe", "routing regret and knock-out of a finished run")
-    probe.add_argument("runs", nargs="+", metavar="RUN", help="folders of finished runs")
+    probe = add("probe", "probe:probe", "routing regret and knock-out of finished runs")
+    probe.add_argument("runs", nargs="+", metavar="DIR", help="folders of runs, or of grids")
     probe.add_argument("--tokens", type=int, default=64, help="tokens to probe (default: 64)")
 
     board = add("board", "board:serve", "TensorBoard on a folder of runs")

@@ -43,7 +43,7 @@ class {cls}(Router):
         logits_TE = self.gate(x_TD) / self.temperature  # T tokens, E experts
         probs_TE = logits_TE.softmax(dim=-1)
         weight_TK, index_TK = probs_TE.topk(self.k, dim=-1)  # K choices, the best first
-        return Routing.from_topk(index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE)
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE)
 '''
 
 

@@ -46,7 +46,7 @@ def map_file(path: Path, dtype: np.typing.DTypeLike) -> np.ndarray:
     return _MappedFile(path, dtype, mode="r") if path.stat().st_size else np.empty(0, dtype)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Corpus:
     """A tokenised text with its vocabulary.
 
@@ -69,6 +69,10 @@ class Corpus:
     token_bytes: np.ndarray | None = None
     window: int | None = None
     unit: Literal["byte", "token"] = "byte"
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.train.tokens):,} training tokens, {len(self.val.tokens):,} validation"
+        return f"Corpus({self.name}: {sizes}, vocabulary {self.vocab_size:,})"
 
     def token_counts(self) -> list[int]:
         """How often each token of the vocabulary occurs in the training split [V]."""

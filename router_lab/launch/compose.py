@@ -5,11 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+from hydra import compose, initialize_config_dir
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from router_lab.paths import conf_dir
 
 
 class Composer:
@@ -50,3 +53,12 @@ class Composer:
         key = one.key_or_group
         group = "/" in key or key in self.master.hydra.runtime.choices
         return one.type == OverrideType.CHANGE and one.package is None and not group
+
+
+def compose_config(overrides: Sequence[str]) -> DictConfig:
+    """The configuration of one run with these overrides, Hydra's own node included.
+
+    Raises hydra.errors.HydraException for overrides that do not fit.
+    """
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose("config", list(overrides), return_hydra_config=True)

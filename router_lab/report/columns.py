@@ -41,7 +41,7 @@ def columns(comparison: Comparison) -> list[Column]:
             "compared; `3 of 5` if 2 runs are left out",
         ),
         Column(
-            "Bits per byte",
+            comparison.bits.capitalize(),
             WORTH,
             lambda row: text.with_interval(row.quality.mean, row.quality.half, digits),
             lambda row: row.quality.mean,
@@ -52,7 +52,7 @@ def columns(comparison: Comparison) -> list[Column]:
             WORTH,
             lambda row: _difference_cell(row, finer),
             lambda row: row.difference.mean if row.difference else None,
-            "bits per byte minus the baseline's, paired by seed",
+            f"{comparison.bits} minus the baseline's, paired by seed",
         ),
         Column(
             "p",
@@ -66,7 +66,7 @@ def columns(comparison: Comparison) -> list[Column]:
             WORTH,
             lambda row: text.fixed(row.at_equal, digits),
             lambda row: row.at_equal,
-            f"bits per byte where the arm with the fewest {comparison.by} ends",
+            f"{comparison.bits} where the arm with the fewest {comparison.by} ends",
         ),
         _mean(
             "Above floor",

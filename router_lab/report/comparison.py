@@ -88,6 +88,11 @@ class Comparison:
     more: tuple[str, ...] = ()  # dotted paths of numbers that were asked for as columns
 
     @property
+    def bits(self) -> str:
+        """The unit of quality: `bits per byte`, or `bits per token` where bytes are unknown."""
+        return f"bits per {(self.baseline.arm.first.get('data') or {}).get('unit', 'byte')}"
+
+    @property
     def in_grid_order(self) -> list[Row]:
         return sorted(self.rows, key=lambda row: row.order)
 

@@ -93,7 +93,7 @@ def quality_imbalance(comparison: Comparison) -> Figure | None:
         axes.axhline(ends[name], color=look[name].colour, lw=1.2, zorder=1, label=name)
     _square_root(axes, max(arm.x + (arm.halves or (0.0,))[0] for arm in points.values()), "x")
     axes.set_xlabel("MaxVio on the validation text (0 is balanced; square-root scale)")
-    axes.set_ylabel("bits per byte")
+    axes.set_ylabel(comparison.bits)
     axes.set_title("Quality against balance (lower left is better)")
     return _named(figure, axes, comparison, ends)
 
@@ -114,7 +114,7 @@ def curves(comparison: Comparison) -> Figure | None:
     if others := sum(row.name in bands for row in comparison.rows) - len(in_focus(comparison)):
         notes.append(f"grey: {others} other arms")
     axes[0].set_title("Learning curves" + (f" ({'; '.join(notes)})" if notes else ""))
-    axes[0].set_ylabel("bits per byte on the validation text")
+    axes[0].set_ylabel(f"{comparison.bits} on the validation text")
     ends = _lines(axes[0], comparison, bands)
     if differences:
         right = axes[1]
@@ -122,7 +122,7 @@ def curves(comparison: Comparison) -> Figure | None:
         right.axhline(0, color=styles(comparison)[base.name].colour, lw=1.6, label=base.name)
         paired = ", paired by seed" if comparison.several_seeds else ""
         right.set_title(f"Difference from {base.name}{paired}")
-        right.set_ylabel("bits per byte")
+        right.set_ylabel(comparison.bits)
         low, high = right.get_ylim()
         right.set_ylim(min(low, -0.05 * (high - low)), max(high, 0.05 * (high - low)))
     return _named(figure, axes[-1], comparison, ends)

@@ -13,10 +13,10 @@ def notes(comparison: Comparison) -> list[str]:
     """The notes below the tables, in the order in which the columns raise the questions."""
     rows, base = comparison.rows, comparison.baseline
     lines = []
-    if base.arm.first.get("data", {}).get("unit") == "token":
+    if comparison.bits == "bits per token":
         lines.append(
-            "The data have no tokenizer, so the bytes of a token are unknown: every figure in bits "
-            "per byte is in bits per token."
+            "The data have no tokenizer, so the bytes of a token are unknown; quality is in bits "
+            "per token."
         )
     if len(rows) > 1:
         lines.append(_test_note(comparison))
@@ -58,7 +58,7 @@ def _test_note(comparison: Comparison) -> str:
         f"{to_base}, paired by seed. p is of the paired t-test after Holm's correction for {tests} "
         "(any two arms). The 95% interval of a difference (±) is corrected alike, so it excludes 0 "
         "exactly where p is below 0.05; these differences are in bold. The interval of an arm's "
-        "bits per byte is its own 95% t-interval, without correction."
+        f"{comparison.bits} is its own 95% t-interval, without correction."
     )
 
 
@@ -74,7 +74,7 @@ def _convergence(comparison: Comparison) -> list[str]:
     span = percent(shares[0], 2)
     if min(shares) != max(shares):
         span = f"{percent(min(shares), 2)} to {percent(max(shares), 2)}"
-    rule = f"in the last fifth of the run bits per byte still fell by {span}"
+    rule = f"in the last fifth of the run {comparison.bits} still fell by {span}"
     if comparison.none_converged:
         who = "No arm had converged" if len(falling) > 1 else "It had not converged"
         return [f"{who}: {rule}. Longer runs may change the order."]

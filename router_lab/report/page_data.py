@@ -24,6 +24,7 @@ def page_data(comparison: Comparison) -> dict[str, Any]:
     points = [(p.x, p.y) for row in comparison.rows if (p := point(comparison, row)) is not None]
     return {
         "baseline": comparison.baseline.name,
+        "bits": comparison.bits,
         "by": comparison.by,
         "axes": AXES,
         "several_seeds": comparison.several_seeds,

@@ -75,7 +75,7 @@ def _matched(comparison: Comparison) -> str:
 def _answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
     rows, base = comparison.rows, comparison.baseline
     best = rows[0]
-    bits = f"{fixed(best.quality.mean, 3)} bits per byte"
+    bits = f"{fixed(best.quality.mean, 3)} {comparison.bits}"
     if len(rows) == 1:
         return f"{best.name} reaches {bits}; there is no other arm to compare it with.", ()
     reasons = []
@@ -92,7 +92,7 @@ def _answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
         reasons.append(reason)
         if best is not base:
             if comparison.ranked[1] is not base and best.difference is not None:
-                reasons.append(_against_baseline(best.difference, base))
+                reasons.append(_against_baseline(comparison, best.difference))
             reasons += _tally(comparison)
     if best.unmatched:
         answer += f" It does not match {base.name}: {best.mismatch}."
@@ -126,7 +126,7 @@ def _against_the_others(comparison: Comparison, lowest: str) -> tuple[str, str]:
         answer = f"{lowest}, but the comparison is not decided yet: no difference is significant."
     difference = others[second.name]
     reason = (
-        f"Against the runner-up {second.name}: {_test_words(difference)} "
+        f"Against the runner-up {second.name}: {_test_words(comparison, difference)} "
         f"(paired by seed, Holm's correction for {tests})"
     )
     if not difference.real:
@@ -142,14 +142,17 @@ def _seeds_words(comparison: Comparison, difference: Difference) -> str:
     return f"Not decided yet: that takes more than {at_least or MOST_SEEDS} seeds per arm"
 
 
-def _against_baseline(difference: Difference, base: Row) -> str:
+def _against_baseline(comparison: Comparison, difference: Difference) -> str:
+    base = comparison.baseline
     share = f" ({percent(difference.mean / base.quality.mean, 1, signed=True)})"
     decided = "." if difference.real else "; not decided yet."
-    return f"Against the baseline {base.name}: {_test_words(difference, share)}{decided}"
+    return (
+        f"Against the baseline {base.name}: {_test_words(comparison, difference, share)}{decided}"
+    )
 
 
-def _test_words(difference: Difference, share: str = "") -> str:
-    words = f"{fixed(difference.mean, 4)} bits per byte{share}"
+def _test_words(comparison: Comparison, difference: Difference, share: str = "") -> str:
+    words = f"{fixed(difference.mean, 4)} {comparison.bits}{share}"
     if difference.half is None or difference.p_holm is None:
         return words
     low, high = difference.mean - difference.half, difference.mean + difference.half

@@ -140,7 +140,7 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
         Busy: another process is training this run.
         UserError: see `run_dir`.
     """
-    hydra = HydraConfig.get() if HydraConfig.initialized() else None
+    hydra = cfg.get("hydra") or (HydraConfig.get() if HydraConfig.initialized() else None)
     run = run_dir(cfg, tuple(hydra.overrides.task) if hydra else ())
     with lock(run.folder), stop_on_signals(run.stop):
         if run.finished:

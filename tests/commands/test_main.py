@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from router_lab import __version__
+
 HEAVY = ("lightning", "torch._dynamo", "transformers", "matplotlib", "torchmetrics")
 SAYS = {
     "--help": "train a run or a grid",
@@ -42,3 +44,9 @@ def test_a_closed_pipe_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait() == 141
+
+
+def test_the_package_is_a_program_that_knows_its_version() -> None:
+    command = [sys.executable, "-m", "router_lab", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == f"router-lab {__version__}\n"

@@ -75,6 +75,7 @@ def test_exits_and_refusals_have_their_reasons(launch: Launch, tmp_path: Path) -
 def test_all_is_well_is_status_0_and_a_comma_list_is_a_grid(launch: Launch, tmp_path: Path) -> None:
     code, output = end(launch("-m", "router=a,b", "seed=0,1", f"out={tmp_path}"))
     assert code == 0, output
+    assert output.splitlines()[-1] == f"Next: router-lab compare {tmp_path / 'single'}"
     assert sorted(statuses(tmp_path / "single")) == ["a-s0", "a-s1", "b-s0", "b-s1"]
 
 

@@ -15,6 +15,7 @@ def started_elsewhere(launch: Launch, out: Path) -> Path:
     """A run's folder, as another machine that trains it has left it: no lock that we can see."""
     code, output = end(launch("-m", *FAULT, f"out={out}"))
     assert code == 1, output
+    assert "Next:" not in output  # there is nothing to compare
     (folder,) = (out / "single").iterdir()
     write_status(folder, state="running", reason=None, host="elsewhere", pid=1)
     return folder

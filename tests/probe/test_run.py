@@ -138,6 +138,24 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
         probe([str(tmp_path)])
 
 
+def test_a_folder_of_runs_is_probed_without_what_cannot_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    routed = finished_run(tmp_path / "grid" / "routed")
+    finished_run(tmp_path / "grid" / "dense", "ffn=mlp")
+    (tmp_path / "grid" / "events").touch()
+    (tmp_path / "grid" / "report").mkdir()
+    for folders in ([tmp_path], sorted((tmp_path / "grid").iterdir())):
+        probe([str(folder) for folder in folders], tokens=1)
+        out = " ".join(capsys.readouterr().out.split())
+        assert "mine, seed 3: 1 tokens × 2 layers" in out
+        assert "dense is skipped: The model has no routed layer" in out
+    assert "report is skipped: " in out
+    assert json.loads((routed / "result.json").read_text())["probe"]["tokens"] == 1
+    with pytest.raises(UserError, match="events is not a folder"):
+        probe([str(tmp_path / "grid" / "events")])
+
+
 def test_a_run_may_be_probed_as_soon_as_it_is_trained(tmp_path: Path) -> None:
     small = ["model=nano", "data=languages", "data.n_tokens=50000", "budget=tokens:3k"]
     small += ["trainer.validations=1", "trainer.val_windows=4", "trainer.probe_tokens=2"]

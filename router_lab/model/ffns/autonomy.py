@@ -69,9 +69,7 @@ class AutonomyOfExperts(FFN):
         weight_TK, index_TK = probs_TE.topk(self.k, dim=-1)
         if self.norm_topk_prob:
             weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
-        routing = Routing.from_topk(
-            index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE, context=context
-        )
+        routing = Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE, context=context)
         plan = sort_by_expert(routing.taken, len(x_TD))
         rows_RD = dispatch(x_TD, plan)
         pair_R = plan.token_R * self.n_experts + routing.taken.expert_A[plan.order_R]

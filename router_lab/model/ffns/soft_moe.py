@@ -97,9 +97,7 @@ class SoftMoE(FFN):
         logits_TE = z_TN.unflatten(1, (E, -1)).logsumexp(dim=-1)
         probs_TE = logits_TE.softmax(dim=-1)
         weight_TK, index_TK = probs_TE.sort(dim=-1, descending=True, stable=True)
-        return Routing.from_topk(
-            index_TK, weight_TK, logits_TE=logits_TE, probs_TE=probs_TE, context=context
-        )
+        return Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE, context=context)
 
     def output_weights(self) -> Iterator[Tensor]:
         return self.experts.output_weights()

@@ -3,7 +3,7 @@
   const place = document.getElementById("curves-chart");
   if (!place) return;
   const state = { by: data.by, of: "bits_per_byte" };
-  const labels = { bits_per_byte: "bits per byte", difference: `bits per byte minus ${data.baseline}'s`, max_vio: "MaxVio" };
+  const labels = { bits_per_byte: data.bits, difference: `${data.bits} minus ${data.baseline}'s`, max_vio: "MaxVio" };
 
   const drawn = () => visible()
     .map((arm) => ({ arm, curve: arm.curves[state.by]?.[state.of] }))

@@ -41,8 +41,8 @@
       (tick <= right && (!ticks.length || Math.sqrt(tick) - Math.sqrt(ticks.at(-1)) > (wide ? 0.07 : 0.12) * Math.sqrt(right)) ? [...ticks, tick] : ticks), []);
     const { svg, X, Y, inner } = frame(place, {
       height, x: [0, right], y: [low - room, high + room], xTicks, xShown: String, root: true,
-      xLabel: wide ? "MaxVio (0 is balanced; square-root scale)" : "MaxVio (square-root scale)", yLabel: "bits per byte",
-      right: dense.length && wide ? roomFor(dense) : 14, label: "Bits per byte against MaxVio, one point for each arm",
+      xLabel: wide ? "MaxVio (0 is balanced; square-root scale)" : "MaxVio (square-root scale)", yLabel: data.bits,
+      right: dense.length && wide ? roomFor(dense) : 14, label: `${data.bits} against MaxVio, one point for each arm`,
     });
     const front = data.front.map(([x, y], i) => `${i ? `H${X(x)}V` : `M${X(x)} `}${Y(y)}`).join("");
     if (arms.length === data.arms.length || data.front.length > 1)
@@ -70,7 +70,7 @@
     const points = routed.map((arm) => ({ arm, x: X(arm.scatter.x), y: Y(arm.bits) }));
     for (const { arm, x, y } of points) {
       const mark = make("path", { d: SHAPES[arm.marker], transform: `translate(${x} ${y}) scale(1.15)`, style: `fill:${colourOf(arm)};stroke:var(--ground)`, "stroke-width": 1 }, svg);
-      mark.onpointermove = (event) => showTip(event, arm.name, [["bits per byte", arm.bits.toFixed(4)], ["MaxVio", arm.scatter.x.toFixed(3)], ["seeds", String(arm.scatter.seeds.length)]]);
+      mark.onpointermove = (event) => showTip(event, arm.name, [[data.bits, arm.bits.toFixed(4)], ["MaxVio", arm.scatter.x.toFixed(3)], ["seeds", String(arm.scatter.seeds.length)]]);
       mark.onpointerleave = hideTip;
     }
     if (points.length <= 24)
