@@ -13,7 +13,6 @@ from torch import Tensor
 from router_lab.check import Rule
 from router_lab.registry import Registry, register
 from router_lab.routing import (
-    Assignments,
     Lookahead,
     Router,
     Routing,
@@ -97,7 +96,8 @@ class Capacity(Stage):
         factor = self.factor if self.training else self.eval_factor
         if math.isinf(factor):
             return routing
-        asked, context, E = routing.asked, routing.context, routing.n_experts
+        asked, context = routing.asked, routing.context
+        T, E = routing.n_tokens, routing.n_experts
         fair = [factor * share for share in routing.fair_shares(self.tau)]
         # A little less before rounding up, for products like 1.1 · 10 that should be whole.
         if self.scope == "sequence":
@@ -125,8 +125,10 @@ class Capacity(Stage):
         if len(index_A) == len(asked):
             return routing
         taken = asked.keep(index_A)
-        if self.renormalize:
-            taken = rescaled(taken, asked, routing.n_tokens)
+        if self.renormalize:  # to the sum of the token's weights before the drop
+            left_T = taken.weight_sum_T(T).clamp_min(torch.finfo(torch.float32).tiny)
+            scale_T = asked.weight_sum_T(T) / left_T
+            taken = replace(taken, weight_A=taken.weight_A * scale_T[taken.token_A])
         return replace(routing, taken=taken)
 
     def _queue(self, routing: Routing, bin_A: Tensor) -> Tensor:
@@ -151,13 +153,6 @@ class Capacity(Stage):
 
 CAPACITIES: Registry[Capacity] = Registry("capacity", Capacity, "router_lab.capacity", "capacities")
 register("limit")(Capacity)
-
-
-def rescaled(taken: Assignments, asked: Assignments, n_tokens: int) -> Assignments:
-    """`taken` with weights that sum to what they did in `asked`, for each token that has any."""
-    tiny = torch.finfo(torch.float32).tiny
-    scale_T = asked.weight_sum_T(n_tokens) / taken.weight_sum_T(n_tokens).clamp_min(tiny)
-    return replace(taken, weight_A=taken.weight_A * scale_T[taken.token_A])
 
 
 def build_capacity(config: Mapping[str, Any]) -> Capacity:

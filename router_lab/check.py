@@ -93,11 +93,6 @@ class Option:
         return self.default is inspect.Parameter.empty
 
     @property
-    def opaque(self) -> bool:
-        """Whether its type is left to the constructor."""
-        return any(kind not in WORDS and kind is not NULL for kind in self.types)
-
-    @property
     def right(self) -> str:
         """What a value may be, in words: `a whole number, 1 or more`."""
         words = [WORDS[kind] for kind in self.types if kind in WORDS]
@@ -137,7 +132,8 @@ class Option:
             return not isinstance(value, bool)
         # Python takes True for an int; a configuration should not.
         kinds = tuple(k for k in self.types if k is bool or not isinstance(value, bool))
-        typed = self.opaque or isinstance(value, kinds)
+        opaque = any(kind not in WORDS and kind is not NULL for kind in self.types)
+        typed = opaque or isinstance(value, kinds)
         return typed and (self.rule is None or self.rule.holds(value))
 
     def hydra_type(self) -> Any:

@@ -36,9 +36,9 @@ C = TypeVar("C", bound=type)
 LOOSE = "router_lab_plugin_"
 """Prefix of the module name of a file that was loaded by its path."""
 REGISTRIES: dict[str, Registry[Any]] = {}
-"""By kind; each is made beside its base class."""
+"""By kind; each is created beside its base class."""
 KINDS = ("routers", "ffns", "losses", "capacities", "data", "optimisers")
-"""What anyone may add to, by plural name; `model` and `trainer` have one class each."""
+"""The kinds that can be extended, by plural name; `model` and `trainer` have one class each."""
 HOMES = (
     "router_lab.routing",
     "router_lab.model.ffn",
@@ -49,7 +49,7 @@ HOMES = (
     "router_lab.data.sources",
     "router_lab.experiment",
 )
-"""Modules that make the registries."""
+"""Modules that create the registries."""
 
 
 @dataclass(eq=False)

@@ -72,7 +72,8 @@ class Run:
         """How each routed layer routes the tokens of a text: records by layer, in evaluation.
 
         Args:
-            text: as text, in UTF-8, or as token ids; model.seq_len tokens form a sequence.
+            text: as text, in UTF-8, or as token ids. Each model.seq_len tokens form a sequence; all
+                sequences are one batch, which shares the room under a capacity limit.
 
         Raises UserError if the run's data have no tokenizer, or for an empty text.
         """

@@ -51,15 +51,11 @@ class DynMoE(Router):
             mask_TE = torch.where(mask_TE.any(dim=1, keepdim=True), mask_TE, best_TE)
         gate_TE = mask_TE + (excess_TE - excess_TE.detach())
         weight_TE = gate_TE / mask_TE.sum(dim=1, keepdim=True).clamp_min(1)
-        losses = {"diversity": self._diversity(), "simplicity": length_E.mean()}
-        losses = {name: self.coef * loss for name, loss in losses.items()}
-        probs_TE = distribution(score_TE)
-        return Routing.from_mask(mask_TE, weight_TE, cosine_TE, probs_TE, losses=losses)
-
-    def _diversity(self) -> Tensor:
         unit_ED = nn.functional.normalize(self.gate.weight.float(), dim=1)
         with torch.autocast(unit_ED.device.type, enabled=False):
             overlap_EE = unit_ED @ unit_ED.T
-        unit_EE = torch.eye(len(overlap_EE), device=overlap_EE.device)
-        distance: Tensor = (overlap_EE - unit_EE).norm()
-        return distance
+        diversity = (overlap_EE - torch.eye(self.n_experts, device=x_TD.device)).norm()
+        losses = {"diversity": diversity, "simplicity": length_E.mean()}
+        losses = {name: self.coef * loss for name, loss in losses.items()}
+        probs_TE = distribution(score_TE)
+        return Routing.from_mask(mask_TE, weight_TE, cosine_TE, probs_TE, losses=losses)

@@ -42,7 +42,7 @@ def check_gradient(subject: Subject) -> None:
         with_losses |= _reached(subject, seed, router_losses=True)
     require(
         task_alone,
-        "No parameter of it gets a gradient from the language model's loss.",
+        "None of its parameters gets a gradient from the language model's loss.",
         "The combine weights must depend on the gate, and for k = 1 they must not be renormalised "
         "(a weight that is always 1 has no gradient).",
     )

@@ -171,7 +171,7 @@ def check_fixed_k(subject: Subject) -> None:
 
 
 def check_small_batches(subject: Subject) -> None:
-    """One token, and one expert, are a batch like any other."""
+    """A single token, and a single expert, work as any other batch."""
     router = subject.build()
     cases = [("one token", router, 1, 1), ("two sequences of one token", router, 2, 1)]
     try:

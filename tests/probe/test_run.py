@@ -134,8 +134,9 @@ def test_mistakes_are_sentences(tmp_path: Path) -> None:
     unfinished = finished_run(tmp_path / "unfinished", result=False)
     with pytest.raises(UserError, match=r"no result\.json"):
         probe([str(unfinished)])
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="not the folder of a finished run"):
-        probe([str(tmp_path)])
+        probe([str(tmp_path / "empty")])
 
 
 def test_a_folder_of_runs_is_probed_without_what_cannot_be(
