@@ -243,6 +243,7 @@ def status_of(
         "steps": 200,
         "tokens": TOKENS,
         "bits_per_byte": 2.2,
+        "unit": "byte",
         "max_vio": 0.3,
         "seconds_left": 0.0,
         "started": started,

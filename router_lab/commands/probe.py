@@ -63,7 +63,7 @@ def probe(runs: Sequence[str], tokens: int = 64) -> None:
         except UserError as error:
             reasons.append(f"{folder.name} is skipped: {error}")
             if len(folders) > 1:
-                console.print(reasons[-1], highlight=False, markup=False)
+                console.print(reasons[-1], highlight=False, markup=False, soft_wrap=True)
     if len(reasons) == len(folders):
         raise UserError(f"No run can be probed; {reasons[0]}")
 

@@ -33,7 +33,7 @@ def fingerprint(cfg: DictConfig) -> str:
     """
     tree = OmegaConf.to_container(without_hydra(cfg), resolve=True)
     assert isinstance(tree, dict)
-    plugins = tree.get("plugins") or []
+    plugins, out = tree.get("plugins") or [], Path(str(tree.get("out"))).resolve()
     for path in IGNORED:
         *parents, last = path.split(".")
         node: Any = tree
@@ -44,7 +44,7 @@ def fingerprint(cfg: DictConfig) -> str:
         tree.pop("loss", None)
     tree["plugin contents"] = sorted(_digest(_plugin_bytes(path)) for path in plugins)
     options = {k: v for k, v in (tree.get("data") or {}).items() if k != "name"}
-    tree["data files"] = [_stamps(v) for v in options.values() if isinstance(v, str)]
+    tree["data files"] = [_stamps(v, out) for v in options.values() if isinstance(v, str)]
     return _digest(json.dumps(_plain(tree), sort_keys=True, default=str).encode())
 
 
@@ -69,11 +69,15 @@ def _plugin_bytes(path: str) -> bytes:
 
 
 @functools.cache
-def _stamps(path: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of the files that a path, a folder or a glob names, if any."""
+def _stamps(path: str, out: Path) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of the files that a path, a folder or a glob names, if any.
+
+    What lies in `out`, the folder of the runs, is no data.
+    """
     root = Path(path).expanduser()
     found = root.rglob("*") if root.is_dir() else map(Path, glob.glob(str(root), recursive=True))
-    stats = [(file, file.stat()) for file in sorted(found) if file.is_file()]
+    files = [file for file in sorted(found) if out not in file.resolve().parents]
+    stats = [(file, file.stat()) for file in files if file.is_file()]
     return [(str(file), stat.st_size, stat.st_mtime_ns) for file, stat in stats]
 
 

@@ -135,6 +135,7 @@ class Status(TypedDict, total=False):
     steps: Annotated[int | None, "steps of the whole run; null for a budget of seconds"]
     tokens: Annotated[int, "tokens so far"]
     bits_per_byte: Annotated[float | None, "of the last validation"]
+    unit: Annotated[str, "as data.unit of result.json"]
     max_vio: Annotated[float | None, "of the last validation, mean over the layers"]
     seconds_left: Annotated[float | None, "estimate; null before the first step"]
     started: Annotated[str, "when it first began, ISO 8601"]

@@ -57,6 +57,11 @@ class RunState:
         return number(self.status, "bits_per_byte")
 
     @property
+    def unit(self) -> str:
+        """What its quality is in bits per: byte, or token where bytes are unknown."""
+        return str((self.result.get("data") or self.status).get("unit") or "byte")
+
+    @property
     def max_vio(self) -> float | None:
         """Of the last validation, the mean over the layers."""
         if self.result:

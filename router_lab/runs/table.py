@@ -24,7 +24,7 @@ class Line(NamedTuple):
     seeds: str
     state: str
     step: str
-    bits_per_byte: str
+    quality: str
     max_vio: str
     note: str
 
@@ -33,7 +33,7 @@ class Line(NamedTuple):
         cells = [
             f"{self.state:<12} {self.arm} s{self.seeds}",
             self.step and f"step {self.step}",
-            self.bits_per_byte and f"{self.bits_per_byte} bits/byte",
+            self.quality,
             self.max_vio and f"MaxVio {self.max_vio}",
             self.note,
         ]
@@ -56,12 +56,13 @@ def line(runs: Sequence[RunState], took: float | None = None) -> Line:
         note = note if left is None else f"{duration(left)} left"
     elif finished and took is not None:
         note = f"in {duration(took)}"
+    quality = fixed(_mean(run.bits_per_byte for run in runs), 3)
     return Line(
         first.arm,
         seeds if len(runs) < 6 else count(len(runs), "seed"),
         first.state,
         "" if finished else ", ".join(dict.fromkeys(run.progress for run in runs)).strip("?"),
-        fixed(_mean(run.bits_per_byte for run in runs), 3),
+        quality and f"{quality} bits/{first.unit}",
         fixed(_mean(run.max_vio for run in runs), 2),
         note,
     )
@@ -81,7 +82,7 @@ def table(lines: Iterable[Line]) -> Table:
     from rich.text import Text
 
     result = Table(box=None, header_style="bold", pad_edge=False)
-    for title in ("Arm", "Seeds", "State", "Step", "Bits/byte", "MaxVio", ""):
+    for title in ("Arm", "Seeds", "State", "Step", "Quality", "MaxVio", ""):
         result.add_column(title, justify="left" if title in ("Arm", "State", "") else "right")
     for one in lines:
         cells = [Text(cell) for cell in one]

@@ -73,7 +73,7 @@ def fit(
                 corpus.domains,
             ),
             TerminalProgress(evaluation, corpus.unit),
-            StatusFile(run, evaluation),
+            StatusFile(run, evaluation, corpus.unit),
             SaveAndStop(run, clock),
             *callbacks,
         ],

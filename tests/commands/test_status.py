@@ -35,7 +35,15 @@ def test_the_summary_counts_states_and_says_how_long(tmp_path: Path) -> None:
 
 def test_a_line_a_run_and_an_arm_of_finished_ones(tmp_path: Path) -> None:
     found = lines(run_states(grid(tmp_path)))
-    assert found[0] == ("a", "0", "running", "40 of 200", "2.500", "0.70", "1 min 30 s left")
+    assert found[0] == (
+        "a",
+        "0",
+        "running",
+        "40 of 200",
+        "2.500 bits/byte",
+        "0.70",
+        "1 min 30 s left",
+    )
     assert found[1][3] == "20"  # of unknown many: the budget is in seconds
     assert found[2][:4] == ("b", "0", "failed", "7 of 200") and found[2].note == "ValueError: boom"
     assert found[3][2] == "lost" and found[3].note == "its process died without reporting"
@@ -52,9 +60,9 @@ def test_configurations_of_one_name_are_never_averaged(tmp_path: Path) -> None:
             result = result_of("lbl", FakeArm(bits), seed, tokens=tokens, luck=0, noise=0)
             write_run(tmp_path, result)
     found = lines(run_states(tmp_path))
-    assert sorted((line.seeds, line.bits_per_byte) for line in found) == [
-        ("0, 1", "3.000"),
-        ("0, 1", "4.000"),
+    assert sorted((line.seeds, line.quality) for line in found) == [
+        ("0, 1", "3.000 bits/byte"),
+        ("0, 1", "4.000 bits/byte"),
     ]
     assert all(line.arm.startswith("lbl (") for line in found)
 

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from fake_runs import ARMS, write_grid
+from fake_runs import ARMS, write_grid, write_status
 
 from router_lab.commands.compare import compare
+from router_lab.commands.status import lines, run_states
 from router_lab.report.collect import collect
 from router_lab.report.comparison import compare_arms
 from router_lab.report.page_data import page_data
@@ -34,4 +35,12 @@ def test_quality_is_called_what_it_is(
     for name, text in texts.items():
         assert f"bits per {unit}" in text.lower(), name
         assert f"bits per {other}" not in text.lower(), name
+    (arm, *_) = lines(run_states(tmp_path))
+    assert arm.quality.endswith(f" bits/{unit}")
     assert page_data(compare_arms(collect([tmp_path])))["bits"] == f"bits per {unit}"
+
+
+def test_a_run_says_so_while_it_trains(tmp_path: Path) -> None:
+    write_status(tmp_path, "capacity", 0, "running", unit="token", bits_per_byte=5.0)
+    ((line,), text) = lines(run_states(tmp_path)), "5.000 bits/token"
+    assert line.quality == text and text in line.plain()

@@ -108,6 +108,19 @@ def test_files_of_data_count(tmp_path: Path) -> None:
     assert glob != fingerprint(config(data__path=f"{tmp_path}/*.txt"))
 
 
+def test_runs_that_lie_beside_the_data_do_not_count(tmp_path: Path) -> None:
+    """Else a run that has begun would be another run: `data.path=.` with out=runs."""
+    from router_lab.runs.fingerprint import _stamps
+
+    (tmp_path / "a.txt").write_text("one")
+    described = config(out=tmp_path / "runs", data__path=str(tmp_path))
+    before = fingerprint(described)
+    _stamps.cache_clear()
+    (tmp_path / "runs" / "single").mkdir(parents=True)
+    (tmp_path / "runs" / "single" / "status.json").write_text("{}")
+    assert fingerprint(described) == before
+
+
 def test_name_of_the_folder() -> None:
     run = run_dir(config(seed=7, grid__name="first"))
     assert run.folder == Path("runs") / "first" / f"switch-s7-{run.fingerprint[:8]}"

@@ -105,8 +105,9 @@ def train_max_vio(record: StepRecord) -> float:
 class StatusFile(Callback):
     """Writes status.json."""
 
-    def __init__(self, run: RunDir, evaluation: Evaluation) -> None:
+    def __init__(self, run: RunDir, evaluation: Evaluation, unit: str = "byte") -> None:
         self.run = run
+        self.unit = unit
         self.evaluation = evaluation
         self._written_at = 0.0
 
@@ -122,6 +123,7 @@ class StatusFile(Callback):
                 steps=self.evaluation.clock.steps,
                 tokens=self.evaluation.tokens(trainer),
                 bits_per_byte=self.evaluation.quality.get("bits_per_byte"),
+                unit=self.unit,
                 max_vio=self.evaluation.mean.get("max_vio"),
                 seconds_left=self.evaluation.clock.seconds_left(trainer.global_step),
             )
