@@ -128,10 +128,10 @@ class Muon(AdamW):
         betas: of AdamW.
     """
 
-    lr: Annotated[float, ABOVE_0] = 0.02
-    momentum: Annotated[float, BELOW_1] = 0.95
+    lr: Annotated[float, ABOVE_0] = 0.03
+    momentum: Annotated[float, BELOW_1] = 0.9
     iterations: Literal[3, 4, 5] = 4
-    every: Count = 1
+    every: Count = 4
     adamw_lr: Annotated[float, ABOVE_0] = 3e-3
 
     def build(self, model: nn.Module, fused: bool) -> torch.optim.Optimizer:

@@ -22,8 +22,9 @@ def model_of(ffn: dict[str, Any], **options: Any) -> Transformer:
 
 
 def optimiser_of(parameters: list[nn.Parameter], **options: Any) -> MuonAdamW:
-    """Of hidden matrices alone."""
+    """Of hidden matrices alone; all move at each step."""
     module = nn.ParameterList(parameters)
+    options = {"momentum": 0.95, "every": 1, **options}
     built = Muon(lr=0.02, weight_decay=0.1, **options).build(module, fused=False)
     assert isinstance(built, MuonAdamW)
     return built
@@ -199,7 +200,7 @@ def test_each_role_has_its_rate_and_its_decay() -> None:
 def test_what_is_not_a_matrix_moves_as_by_adamw() -> None:
     """Also where the same optimiser moves matrices."""
     model, other = (model_of({"name": "moe", "n_experts": 4}, tied=False) for _ in range(2))
-    muon = Muon(adamw_lr=0.003).build(model, fused=False)
+    muon = Muon(adamw_lr=0.003, every=1).build(model, fused=False)
     rest = [p for role, group in by_role(other).items() if role != "matrices" for p in group]
     adamw = torch.optim.AdamW(rest, lr=0.003, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(3):
