@@ -82,6 +82,11 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument("--out", metavar="DIR", help="write the figures to DIR/NAME.json")
     bench.add_argument("--against", metavar="DIR", help="list what is over 5%% slower than in DIR")
 
+    dev = add("dev", "dev:dev", "watch a router's file: contract and a short run at each save")
+    dev.add_argument("path", metavar="FILE")
+    dev.add_argument("overrides", nargs="*", help="of the short run: router.k=4 budget=tokens:500k")
+    dev.add_argument("--router", metavar="NAME", help="where the file registers several")
+
     new = add("new", "new:new_router", "write the starting file of a router of your own")
     new.add_argument("name")
     new.add_argument("--dir", dest="folder", default=".")

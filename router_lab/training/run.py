@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -11,9 +12,15 @@ from router_lab.experiment import Experiment, build
 from router_lab.runs.fingerprint import without_hydra
 from router_lab.runs.folder import RunDir, prepare_run, run_dir
 
+if TYPE_CHECKING:
+    from lightning import Callback
 
-def train(cfg: DictConfig) -> float | None:
+
+def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> float | None:
     """Trains the run that the configuration describes, unless it is finished.
+
+    Args:
+        callbacks: further ones, for a run on one device.
 
     Returns: its bits per byte, which a search minimises.
     """
@@ -37,7 +44,7 @@ def train(cfg: DictConfig) -> float | None:
         else:
             from router_lab.training.fit import fit
 
-            fit(experiment, run)
+            fit(experiment, run, callbacks=callbacks)
         seconds = run.result["train"]["seconds"]
         quality = f"{run.quality:.4f} bits per {experiment.corpus.unit}"
         print(f"Finished: {quality} after {seconds:.0f} seconds of training.")
