@@ -116,7 +116,7 @@ def build(*overrides: str | Mapping[str, Any]) -> Experiment:
     from router_lab.experiment import build
     from router_lab.runs.fingerprint import without_hydra
 
-    config: Any = OmegaConf.to_container(without_hydra(composed(overrides)), resolve=True)
+    config: Any = OmegaConf.to_container(without_hydra(_composed(overrides)), resolve=True)
     return build(config)
 
 
@@ -134,7 +134,7 @@ def train(*overrides: str | Mapping[str, Any]) -> Run:
     from router_lab.runs.folder import run_dir
     from router_lab.training.run import train
 
-    cfg = composed(overrides)
+    cfg = _composed(overrides)
     threads = torch.get_num_threads()
     try:
         train(cfg)
@@ -145,8 +145,7 @@ def train(*overrides: str | Mapping[str, Any]) -> Run:
     return Run(run_dir(cfg).folder)
 
 
-def composed(overrides: Sequence[str | Mapping[str, Any]]) -> DictConfig:
-    """The configuration of one run, plugins loaded. Raises UserError for one that is not valid."""
+def _composed(overrides: Sequence[str | Mapping[str, Any]]) -> DictConfig:
     from router_lab.commands.mistakes import mistake
     from router_lab.commands.train import load_named_plugins
     from router_lab.launch.compose import compose_config

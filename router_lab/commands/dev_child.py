@@ -11,10 +11,11 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from router_lab.api.run import composed
 from router_lab.commands.mistakes import mistake
+from router_lab.commands.train import load_named_plugins
 from router_lab.errors import UserError
-from router_lab.registry import load_plugin
+from router_lab.launch.compose import compose_config
+from router_lab.registry import load_plugin, store_configs
 from router_lab.routing import ROUTERS
 from router_lab.testing import CHECKS, ContractError
 from router_lab.testing.subject import NotApplicable, Subject
@@ -67,7 +68,9 @@ def train(pipe: Connection, overrides: list[str]) -> None:
     Raises:
         UserError: the run cannot be trained.
     """
-    train_run(composed(overrides), callbacks=[_Send(pipe)])
+    load_named_plugins(overrides)
+    store_configs()
+    train_run(compose_config(overrides), callbacks=[_Send(pipe)])
 
 
 class _Send(Callback):
