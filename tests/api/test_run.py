@@ -65,9 +65,9 @@ def test_an_interrupt_is_one_and_the_next_call_resumes(
 
     plain = fit.fit
 
-    def interrupted(experiment: Any, run: Any) -> None:
+    def interrupted(experiment: Any, run: Any, **options: Any) -> None:
         os.kill(os.getpid(), signal.SIGINT)
-        plain(experiment, run)
+        plain(experiment, run, **options)
 
     options = tiny("budget=tokens:2k", f"out={tmp_path}")
     monkeypatch.setattr(fit, "fit", interrupted)

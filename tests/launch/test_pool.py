@@ -167,7 +167,7 @@ def test_the_table(tmp_path: Path) -> None:
     )
     assert done.split()[:4] == ["done", "0", "finished", "2.125"]
     assert "ValueError: [not] a number" in bad
-    words = "now 0 running 30 of 90 2.500 0.25 1 min 30 s left"
+    words = "now 0 running 30 of 90 2.500 bits/byte 0.25 1 min 30 s left"
     assert " ".join(now.split()) == words
     assert "1 done, 1 running, 1 failed, 4 waiting; about 45 s left" in text
 
