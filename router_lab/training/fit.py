@@ -118,6 +118,25 @@ def task_of(experiment: Experiment, progress: Callable[[int], float]) -> LMTask:
     )
 
 
+HOOKS = (
+    "on_train_batch_start", "on_train_batch_end", "on_before_zero_grad", "on_before_backward",
+    "on_after_backward", "on_before_optimizer_step",
+)  # fmt: skip
+
+
+def without_empty_hooks(callbacks: list[Callback]) -> list[Callback]:
+    """Hides the hooks of each step that a callback does not define.
+
+    Lightning opens a profiler's context around each call, but passes over a hook that is not
+    callable.
+    """
+    for callback in callbacks:
+        for name in HOOKS:
+            if getattr(type(callback), name) is getattr(Callback, name):
+                setattr(callback, name, None)
+    return callbacks
+
+
 def trainer_of(experiment: Experiment, callbacks: list[Callback], **options: Any) -> Trainer:
     """A Trainer that trains as the experiment says and leaves the rest to the callbacks."""
     for name in ("lightning.pytorch", "lightning.fabric"):  # tips that are not about the experiment
@@ -137,7 +156,7 @@ def trainer_of(experiment: Experiment, callbacks: list[Callback], **options: Any
         enable_model_summary=False,
         use_distributed_sampler=False,
         log_every_n_steps=10**9,
-        callbacks=callbacks,
+        callbacks=without_empty_hooks(callbacks),
         **options,
     )
 
