@@ -14,7 +14,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz slow docs references bench lint clean
+.PHONY: help demo test fuzz slow docs references bench speed lint clean
 
 help:
 	@echo "make demo   train the first grid and compare its arms (minutes)"
@@ -59,6 +59,11 @@ fuzz: $(DEV)
 # Compares with the committed figures; they and docs/speed.md stay as they are.
 bench: $(DEV)
 	$(BIN)/router-lab bench all --against docs/bench --out build/bench
+
+# The same on a quiet machine, to be committed.
+speed: $(DEV)
+	$(BIN)/router-lab bench all --against docs/bench --out docs/bench
+	$(BIN)/python docs/make_speed.py
 
 slow: $(DEV)
 	$(BIN)/python -m pytest -q -m slow

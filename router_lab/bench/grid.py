@@ -31,9 +31,12 @@ def measure_grid(n_runs: int, seconds: float) -> dict[str, Cell]:
     if len(results) != n_runs:
         raise RuntimeError(f"{len(results)} of {n_runs} runs finished")
     ideal = sum(result["train"]["seconds"] for result in results) / cores()
+    setup = sorted(result["train"]["setup_seconds"] or 0.0 for result in results)
     return {
         "ideal": {"seconds": ideal, "ratio": 1.0},
         "wall clock": {"seconds": wall, "ratio": wall / ideal},
+        "first step of a run, median": {"seconds": setup[n_runs // 2]},
+        "first step of a run, slowest": {"seconds": setup[-1]},
     }
 
 

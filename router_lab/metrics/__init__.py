@@ -5,6 +5,7 @@ The metrics by family: `balance`, `drops`, `confidence`, `specialisation`, `agre
 they are taken at validation.
 """
 
+from router_lab.metrics import _torchmetrics  # noqa: F401, I001  (first: see there)
 from router_lab.metrics import balance, confidence, drops, specialisation  # noqa: F401  (registers)
 from router_lab.metrics.agreement import Agreement as Agreement, agreement as agreement
 from router_lab.metrics.balance import Utilisation as Utilisation

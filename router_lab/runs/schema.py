@@ -39,6 +39,9 @@ class Train(TypedDict):
     tokens: Annotated[int, "tokens trained on, over all ranks"]
     seconds: Annotated[float, "seconds of training, without validation"]
     tokens_per_second: Annotated[float, "tokens / seconds"]
+    setup_seconds: Annotated[
+        float | None, "from the start of the process to the end of its first batch, on Linux"
+    ]
     peak_memory_bytes: Annotated[int, "of the GPU where there is one, else of the process"]
     flops: Annotated[float, "tokens × flops_per_token"]
     flops_measured: Annotated[float, "tokens × flops_per_token_measured"]

@@ -1,0 +1,3 @@
+"""One run: trained, evaluated, written down."""
+
+import router_lab.metrics  # noqa: F401  (before Lightning: it imports torchmetrics without extras)

@@ -76,6 +76,7 @@ def result_of(experiment: Experiment, run: RunDir, evaluation: Evaluation, step:
             "tokens": tokens,
             "seconds": clock.seconds,
             "tokens_per_second": tokens / max(clock.seconds, 1e-9),
+            "setup_seconds": clock.setup_seconds,
             "peak_memory_bytes": peak_memory(),
             "flops": tokens * cost.flops_per_token,
             "flops_measured": tokens * flops_measured,

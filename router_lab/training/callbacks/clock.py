@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -24,6 +26,8 @@ class Clock(Callback):
 
     Attributes:
         validates: whether a validation follows the present step.
+        setup_seconds: from the start of this process to the end of its first batch; None before
+            it, and where the system does not say when a process started.
     """
 
     def __init__(self, steps: int | None, seconds: float, validations: int) -> None:
@@ -31,8 +35,10 @@ class Clock(Callback):
         self.limit = seconds
         self.validations = validations
         self.validates = False
+        self.setup_seconds: float | None = None
         self._before = 0.0
         self._since: float | None = None
+        self._first = True
         self._share = 0.0  # of the seconds, after the last step, equal on all ranks
 
     @property
@@ -61,6 +67,8 @@ class Clock(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, task: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if self._first:
+            self._first, self.setup_seconds = False, seconds_alive()
         self.validates = False
         if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
             step = trainer.global_step
@@ -89,3 +97,13 @@ class Clock(Callback):
 
     def load_state_dict(self, state: dict[str, float]) -> None:
         self._before, self._share = state["seconds"], state["timed"]
+
+
+def seconds_alive() -> float | None:
+    """Seconds since this process was started or forked; None where /proc does not say (Linux)."""
+    try:
+        fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+        started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # after boot
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+    except (OSError, ValueError, IndexError, AttributeError):
+        return None
