@@ -6,6 +6,9 @@ of them is used.
 
 from typing import TYPE_CHECKING, Any
 
+__version__ = "0.2.0"
+PYTHON = ("Compared", "Run", "Runs", "build", "load", "train")
+
 if TYPE_CHECKING:
     from router_lab.api import (
         Compared as Compared,
@@ -15,17 +18,14 @@ if TYPE_CHECKING:
         load as load,
         train as train,
     )
+else:
 
-__version__ = "0.2.0"
-PYTHON = ("Compared", "Run", "Runs", "build", "load", "train")
+    def __getattr__(name: str) -> Any:
+        if name not in PYTHON:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from router_lab import api
 
-
-def __getattr__(name: str) -> Any:
-    if name not in PYTHON:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from router_lab import api
-
-    return getattr(api, name)
+        return getattr(api, name)
 
 
 def __dir__() -> list[str]:

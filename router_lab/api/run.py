@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from router_lab.check import shown
 from router_lab.errors import UserError
 from router_lab.runs.schema import Result
-from router_lab.runs.state import read_state
+from router_lab.runs.state import RunState, read_state
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -33,21 +35,19 @@ class Run:
     folder: Path
 
     def __repr__(self) -> str:
-        quality = self.result.get("quality", {}).get("bits_per_byte")
-        shown = "not finished" if quality is None else f"{quality:.4f} bits per {self.unit}"
-        return (
-            f"Run({self.result.get('arm')}, seed {self.result.get('seed')}: {shown}; {self.folder})"
-        )
+        state, bits = self.state, self.state.bits_per_byte
+        quality = state.state if bits is None else f"{bits:.4f} bits per {state.unit}"
+        return f"Run({state.arm}, seed {state.seed}: {quality}; {self.folder})"
 
     @cached_property
-    def result(self) -> Result:
-        """result.json; see docs/result.md. Empty if the run has not finished."""
-        return cast(Result, read_state(self.folder).result)
+    def state(self) -> RunState:
+        """The run's files, as they were when they were first read."""
+        return read_state(self.folder)
 
     @property
-    def unit(self) -> str:
-        """What its quality is in bits per: byte, or token where bytes are unknown."""
-        return self.result.get("data", {}).get("unit", "byte")
+    def result(self) -> Result:
+        """result.json; see docs/result.md."""
+        return cast(Result, self.state.result)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -174,4 +174,13 @@ def _texts(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
             others = {name: option for name, option in value.items() if name != "name"}
             yield from _texts(others, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}={shown(value)}"
+            yield f"{prefix}{key}={_text(value)}"
+
+
+def _text(value: Any) -> str:
+    """A value in Hydra's grammar, quoted where it has to be."""
+    if isinstance(value, str) and not re.fullmatch(r"[\w.:/@+-]+", value):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_text, value))}]"
+    return shown(value)

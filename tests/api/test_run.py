@@ -122,6 +122,16 @@ def test_overrides_and_mappings_describe_the_same() -> None:
     assert first.keys() == second.keys() and all(first[name].equal(second[name]) for name in first)
 
 
+def test_values_of_a_mapping_need_no_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "my text, version=2.txt"
+    path.write_text(TEXT)
+    data = {"name": "text", "path": str(path), "tokenizer": "bytes"}
+    options = {"data": data, "model": {"ffn_layers": [1], "n_layers": 2}, "plugins": []}
+    experiment = rl.build(*MODEL, *TRAINER, options)
+    assert experiment.config["data"]["path"] == str(path)
+    assert experiment.config["model"]["ffn_layers"] == [1]
+
+
 def test_reprs_fit_on_a_line() -> None:
     experiment = rl.build(*tiny("router=switch", "budget=tokens:2k"))
     assert repr(experiment) == (
