@@ -26,7 +26,10 @@ OURS: Mapping[str, Mapping[str, Any]] = {
 
 
 def our_node(E: int, k: int, **options: Any) -> dict[str, Any]:
-    return {"name": "moe", "n_experts": E, "router": {"name": "softmax_topk", "k": k}, **options}
+    router: dict[str, Any] = {"name": "softmax_topk", "k": k}
+    if k == 1:  # a renormalised weight would be constant
+        router |= {"norm_topk_prob": False, "softmax": "before"}
+    return {"name": "moe", "n_experts": E, "router": router, **options}
 
 
 def measure_layer(size: LayerSize, rounds: int) -> dict[str, Cell]:

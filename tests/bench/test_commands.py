@@ -18,7 +18,9 @@ from router_lab.routing import ROUTERS
 @pytest.fixture(autouse=True)
 def tiny_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sizes, "SIZES", {"demo": Size(16, 1, 2, 16, 8)})
-    monkeypatch.setattr(sizes, "LAYERS", {"two": LayerSize(32, 8, 8, 4, 2)})
+    monkeypatch.setattr(
+        sizes, "LAYERS", {"two": LayerSize(32, 8, 8, 4, 2), "one": LayerSize(32, 8, 8, 4, 1)}
+    )
 
 
 def run(folder: Path, *arguments: str) -> dict[str, Any]:
