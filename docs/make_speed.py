@@ -51,8 +51,8 @@ sends T · k rows through one expert.
 A step of the training task with the metrics of training on. Routers with an option k choose two
 experts; the last column says how many were computed per token, which explains most of the spread.
 Above 1.10 by their algorithm are densemixer (all experts run in training), dynmoe and relu (they
-choose the number of experts, about four at the start) and base_layer (an assignment problem is
-solved in every step).
+choose the number of experts, about four at the start). base_layer, which solves an assignment
+problem in every step, costs as much with one expert as others with two.
 """,
     "harness": """\
 ## The harness
