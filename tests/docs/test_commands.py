@@ -57,9 +57,11 @@ def test_every_command_is_understood(
             Path(f"{name[1]}.py").write_text(text)
             load_plugin(f"{name[1]}.py")
     Path("mine.py").touch()  # stands for any plugin
+    write_grids(document)
     for command in commands(document):
         unquoted = re.sub(r"'[^']*'", "", command.partition("  #")[0])
         assert not set("[]()") & set(unquoted), f"zsh would expand {command}"
+        assert not re.search(r"=\S*[*?]", unquoted), f"zsh would look for files in {command}"
         words = shlex.split(command, comments=True)[1:]
         if re.search(r"\b[A-Z]{3,}\b|…|/NAME", command):  # a form, such as `explain NAME`
             continue
@@ -83,6 +85,32 @@ def test_every_path_exists(document: Path) -> None:
     folders = "router_lab|conf|docs|experiments|tests|hydra_plugins"
     for path in re.findall(rf"`((?:{folders})/[\w./-]*)`", text):
         assert "NAME" in path or (ROOT / path).exists(), path
+
+
+def write_grids(document: Path) -> dict[str, str]:
+    """Writes the grid files that the document shows into ./grid; their text by name."""
+    blocks = [text for kind, text in fenced(document) if kind == "yaml" and "\ngrid:" in text]
+    grids = {re.findall(r"^  name: (\w+)", text, re.MULTILINE)[0]: text for text in blocks}
+    Path("grid").mkdir()
+    for name, text in grids.items():
+        Path(f"grid/{name}.yaml").write_text(text)
+    return grids
+
+
+def test_the_grids_of_the_guide_have_the_arms_that_it_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arms = {}
+    for name in write_grids(ROOT / "docs" / "running-experiments.md"):
+        main(["plan", "--config-dir", ".", f"grid={name}", "--no-time"])
+        arms[name] = re.findall(r"^([\w,]+) {2,}.*\d new", capsys.readouterr().out, re.MULTILINE)
+    assert arms == {
+        "my_grid": ["mlp", "switch", "switch_tight"],
+        "my_product": [
+            "softmax_topk,few", "softmax_topk,many", "loss_free,few", "loss_free,many",
+        ],
+    }  # fmt: skip
 
 
 def test_the_router_of_the_readme_keeps_the_contract(
