@@ -168,7 +168,13 @@ class Registry(Generic[T]):
             if option.required and option.name not in config and option.name not in given:
                 raise UserError(f"The {self.kind} {name} needs a value for {option.name}.")
         wanted = inspect.signature(cls).parameters
-        return cls(**{**{k: v for k, v in given.items() if k in wanted}, **config})
+        try:
+            return cls(**{**{k: v for k, v in given.items() if k in wanted}, **config})
+        except Exception as error:
+            if isinstance(error, UserError) or not cls.__module__.startswith(LOOSE):
+                raise
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"The {self.kind} {name} can't be built ({reason}).") from error
 
     def no_option(self, name: str | type[T], key: str) -> str:
         """The sentence about an option that a class does not have."""

@@ -60,13 +60,24 @@ class GridSweeper(Sweeper):
         return [returns]
 
     def runs(self, arguments: list[str]) -> tuple[Composer, list[tuple[str, ...]]]:
-        """The overrides of each run, and what composes their configurations."""
+        """The overrides of each run, checked, and what composes their configurations."""
+        from router_lab.commands.mistakes import in_arm
         from router_lab.launch.compose import Composer
+        from router_lab.launch.plan import refuse_no_effect, refuse_same
 
         overrides = self.expand(arguments)
         load_plugins(overrides)
         composer = getattr(self.launcher, "composer", None)
-        return composer or Composer(self.hydra_context.config_loader, self.config), overrides
+        composer = composer or Composer(self.hydra_context.config_loader, self.config)
+        configs = {}
+        for one in overrides:
+            if one[:-1] not in configs:  # the seed is last
+                with in_arm(one):
+                    configs[one[:-1]] = composer.compose(one)
+        refuse_no_effect(configs)
+        if self.config.hydra.runtime.choices.get("grid") and not self.swept:
+            refuse_same(configs)
+        return composer, overrides
 
     def expand(self, arguments: list[str]) -> list[tuple[str, ...]]:
         """The overrides of each run, from what the command line gives."""
@@ -94,6 +105,7 @@ class GridSweeper(Sweeper):
         seeds = [value.partition("=")[2] for value in extras.pop("seed", [])]
         if not seeds:
             seeds = [str(seed) for seed in (grid.seeds if chosen else [self.config.seed])]
+        self.swept = any(len(alternatives) > 1 for alternatives in extras.values())
         return cross(arms, [names[:1], *extras.values()], seeds)
 
 

@@ -25,6 +25,7 @@ def compare(
     by: str = "tokens",
     out: str | Path | None = None,
     columns: Sequence[str] = (),
+    versions: str = "newest",
 ) -> None:
     """Print the comparison of all finished runs under `dirs` and write it as files.
 
@@ -33,6 +34,7 @@ def compare(
 
     Args:
         columns: more numbers to show, see `compare_arms`.
+        versions: of each arm, `newest` or `all`.
 
     Raises UserError for a folder that is missing or holds no finished run, an unknown baseline,
     budget in `by` (tokens, flops, seconds) or column.
@@ -43,7 +45,7 @@ def compare(
 
     if not dirs:
         raise UserError("nothing to compare: give a folder that holds runs, such as runs/")
-    comparison = compare_arms(collect(dirs), baseline, by, columns)
+    comparison = compare_arms(collect(dirs, versions), baseline, by, columns)
     folder = Path(out) if out is not None else Path(dirs[0]) / "report"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,7 +55,7 @@ def compare(
         "table.md": markdown(comparison),
         "table.csv": csv_table(comparison),
         "table.tex": latex(comparison),
-        "report.html": page(comparison, command(dirs, baseline, by, out, columns)),
+        "report.html": page(comparison, command(dirs, baseline, by, out, columns, versions)),
     }
     for name, content in files.items():
         (folder / name).write_text(content, encoding="utf-8")
@@ -69,6 +71,7 @@ def command(
     by: str,
     out: str | Path | None,
     columns: Sequence[str] = (),
+    versions: str = "newest",
 ) -> str:
     """The command line that makes this comparison."""
     words = ["router-lab", "compare", *map(str, dirs)]
@@ -77,6 +80,8 @@ def command(
     words += ["--by", by]
     if columns:
         words += ["--columns", ",".join(columns)]
+    if versions != "newest":
+        words += ["--versions", versions]
     if out is not None:
         words += ["--out", str(out)]
     return shlex.join(words)

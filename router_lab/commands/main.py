@@ -65,6 +65,12 @@ def parser() -> argparse.ArgumentParser:
     status = add("status", "status:status", "what is done, running, failed and why")
     status.add_argument("folder", metavar="DIR")
 
+    for one in (compare, status):
+        one.add_argument(
+            "--versions", choices=("newest", "all"), default="newest",
+            help="of an arm that was run again after a change (default: newest)",
+        )  # fmt: skip
+
     probe = add("probe", "probe:probe", "routing regret and knock-out of finished runs")
     probe.add_argument("runs", nargs="+", metavar="DIR", help="folders of runs, or of grids")
     probe.add_argument("--tokens", type=int, default=64, help="tokens to probe (default: 64)")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from router_lab.check import Option, choices_text
@@ -37,6 +39,20 @@ def mistake(error: BaseException | None) -> str | None:
     if omegaconf is not None and isinstance(error, omegaconf.OmegaConfBaseException):
         return str(error).splitlines()[0]
     return None
+
+
+@contextmanager
+def in_arm(overrides: Sequence[str]) -> Iterator[None]:
+    """Puts the arm's name before the sentence about a mistake in the block."""
+    try:
+        yield
+    except Exception as error:
+        arm = next((one for one in overrides if one.startswith("arm=")), None)
+        sentence = mistake(error)
+        if arm is None or sentence is None:
+            raise
+        name = arm.partition("=")[2].strip("'")
+        raise UserError(f"The arm {name}: {sentence}") from error
 
 
 def option_of(cause: Any) -> Option | None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from router_lab.commands.arms import Overrides, planned_arms
 from router_lab.commands.train import hand_to_hydra
 from router_lab.errors import UserError
+from router_lab.launch.plan import refuse_no_effect
 from router_lab.paths import conf_dir
 
 HELP = """\
@@ -60,6 +61,7 @@ def main(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     overrides = (*hydra_config.overrides.task, f"seed={cfg.seed}")
     try:
+        refuse_no_effect({overrides: cfg})
         show([overrides], lambda _: cfg, None, hydra_config.sweeper.measure)
     except UserError as error:
         print(f"router-lab: {error}", file=sys.stderr)

@@ -11,7 +11,8 @@ from router_lab.errors import UserError
 from router_lab.report.collect import find_runs
 from router_lab.runs.state import RunState, number, read_state
 from router_lab.runs.table import Line, console, line, table
-from router_lab.runs.text import count, duration
+from router_lab.runs.text import count, duration, listing
+from router_lab.runs.versions import replaced
 
 ORDER = ("running", "failed", "lost", "interrupted", "unreadable", "new", "finished")
 
@@ -21,18 +22,27 @@ def run_states(folder: str | Path) -> list[RunState]:
     return [read_state(path) for path in find_runs([folder])]
 
 
-def status(folder: str | Path) -> None:
+def status(folder: str | Path, versions: str = "newest") -> None:
     """Print the state of the runs under the folder.
+
+    Args:
+        versions: `newest` leaves out the older versions of an arm; `all` keeps them.
 
     Raises UserError if the folder does not exist or contains no run.
     """
     runs = run_states(folder)
     if not runs:
         raise UserError(f"{folder} contains no run: start one with router-lab train")
+    older = replaced(runs) if versions == "newest" else {}
+    shown = [run for run in runs if run.folder not in older]
     out = console()
-    out.print(summary(runs), style="bold", highlight=False)
+    out.print(summary(shown), style="bold", highlight=False)
     out.print()
-    out.print(table(lines(runs)))
+    out.print(table(lines(shown)))
+    if older:
+        arms = listing(sorted({run.arm for run in runs if run.folder in older}))
+        note = f"\nNot shown: {count(len(older), 'run')} of older versions of {arms}"
+        out.print(f"{note}; --versions all shows them", highlight=False, markup=False)
 
 
 def summary(runs: Sequence[RunState]) -> str:

@@ -15,7 +15,9 @@ from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from router_lab.commands.arguments import checked
 from router_lab.errors import UserError
+from router_lab.launch.plan import refuse_no_effect
 from router_lab.paths import conf_dir
 from router_lab.registry import load_plugin, store_configs
 
@@ -39,16 +41,14 @@ def train_command(arguments: list[str]) -> None:
 
 
 def hand_to_hydra(command: str, arguments: list[str]) -> None:
-    """Prepares plugins, the choices of groups and sys.argv for Hydra."""
+    """Checks the arguments and prepares plugins, the choices of groups and sys.argv for Hydra."""
+    flags, overrides = checked(arguments)
     load_named_plugins(arguments)
     store_configs()
     # Makes Hydra raise its errors, which `main` turns into sentences.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     # Our preset deliberately has the name of submitit's own.
     warnings.filterwarnings("ignore", message=r"\s*'hydra/launcher/submitit_slurm' is validated")
-    # Hydra takes flags only before the overrides; people append -m.
-    flags = [text for text in arguments if text in ("-m", "--multirun")]
-    overrides = [text for text in arguments if text not in flags]
     sys.argv = [f"router-lab {command}", *flags, *for_the_arms(overrides)]
 
 
@@ -100,12 +100,15 @@ def _given(arguments: list[str], key: str) -> list[Override]:
 
 @hydra.main(config_path=str(conf_dir()), config_name="config", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    from router_lab.training.run import train
-
+    hydra_config = HydraConfig.get()
     try:
+        if hydra_config.mode == RunMode.RUN:
+            refuse_no_effect({tuple(hydra_config.overrides.task): cfg})
+        from router_lab.training.run import train
+
         return train(cfg)
     except UserError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
+        if hydra_config.mode == RunMode.MULTIRUN:
             raise  # the launcher records it and goes on
         print(f"router-lab: {error}", file=sys.stderr)
         sys.exit(2)

@@ -12,6 +12,7 @@ from typing import Any
 from router_lab.errors import UserError
 from router_lab.runs.schema import SCHEMA
 from router_lab.runs.state import RunState, number, read_state
+from router_lab.runs.versions import replaced
 
 RUN_FILES = {"result.json", "status.json", "overrides.yaml"}
 
@@ -88,8 +89,11 @@ def find_runs(dirs: Sequence[str | Path]) -> list[Path]:
     return list(runs)
 
 
-def collect(dirs: Sequence[str | Path]) -> Collection:
+def collect(dirs: Sequence[str | Path], versions: str = "newest") -> Collection:
     """Read every run under the folders; safe while a grid is writing to them.
+
+    Args:
+        versions: `newest` leaves out the older versions of an arm; `all` keeps them.
 
     Bits per byte of different texts cannot be compared: only runs on the most common text are kept.
 
@@ -97,8 +101,10 @@ def collect(dirs: Sequence[str | Path]) -> Collection:
     """
     runs: list[Run] = []
     left_out: list[LeftOut] = []
-    for path in find_runs(dirs):
-        run = _sort_out(read_state(path))
+    states = [read_state(path) for path in find_runs(dirs)]
+    older = replaced(states) if versions == "newest" else {}
+    for state in states:
+        run = _sort_out(state, older.get(state.folder))
         if isinstance(run, Run):
             runs.append(run)
         else:
@@ -118,12 +124,14 @@ def _data(run: Run) -> str:
     return f"{data.get('name')} {str(data.get('fingerprint'))[:8]}"
 
 
-def _sort_out(read: RunState) -> Run | LeftOut:
+def _sort_out(read: RunState, newer: str | None) -> Run | LeftOut:
     result, status = read.result, read.status
 
     def left_out(state: str, reason: str) -> LeftOut:
         return LeftOut(read.folder, read.arm, read.seed, state, reason, read.fingerprint)
 
+    if newer is not None:
+        return left_out("older version", f"replaced by {newer[:8]}; --versions all shows both")
     if read.state != "finished":
         where = f"at step {read.progress}"
         default = where if read.state == "running" else f"stopped {where}"

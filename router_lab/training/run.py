@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from router_lab.errors import UserError
 from router_lab.experiment import Experiment, build
+from router_lab.registry import LOOSE
+from router_lab.routing import ROUTERS
 from router_lab.runs.fingerprint import without_hydra
 from router_lab.runs.folder import RunDir, prepare_run, run_dir
 
@@ -31,6 +34,7 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> float | None:
         print(f"Already finished: {run.quality:.4f} bits per {unit} in {run.folder}")
         return run.quality
     experiment = build(config)
+    refuse_broken_plugin(experiment)
     torch.set_num_threads(experiment.trainer.threads)
     ranks = experiment.trainer.n_devices
     with prepare_run(cfg) as run:
@@ -49,6 +53,22 @@ def train(cfg: DictConfig, callbacks: Sequence[Callback] = ()) -> float | None:
         quality = f"{run.quality:.4f} bits per {experiment.corpus.unit}"
         print(f"Finished: {quality} after {seconds:.0f} seconds of training.")
     return run.quality
+
+
+def refuse_broken_plugin(experiment: Experiment) -> None:
+    """Raises UserError if the router is from a loose file and its record is not as it must be."""
+    options = dict(experiment.config["ffn"].get("router") or {})
+    cls = ROUTERS.get(options.pop("name")) if options else None
+    if cls is None or not cls.__module__.startswith(LOOSE):
+        return
+    from router_lab.testing.contract import CHECKS
+    from router_lab.testing.subject import ContractError, Subject
+
+    router = next(iter(experiment.model.routers().values()))
+    try:
+        CHECKS[0](Subject(cls, options, experiment.config["model"]["d_model"], router.n_experts))
+    except ContractError as error:
+        raise UserError(str(error)) from error
 
 
 def describe(experiment: Experiment, run: RunDir) -> str:

@@ -117,7 +117,8 @@ WRONG = {
     "seed=abc": "seed=abc",
     "seed=-1": "seed=-1 is not possible; it must be a whole number, 0 to 4294967295",
     "arm=a/b": "arm='a/b' can't name a folder",
-    "foo=3": "There is no option foo here; `router-lab train --help` shows all options",
+    "foo=3": "There is no option foo; the choices are arm, budget,",
+    "ffn=mlp router.k=3": "router.k=3 has no effect with ffn=mlp; leave it out",
     "plugins=[/nope.py]": "The plugin /nope.py does not exist; give the path of a Python file",
     "plugins=3": "does not exist; give the path of a Python file",
 }  # fmt: skip
@@ -174,6 +175,39 @@ def test_a_broken_plugin(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "could not be imported (ModuleNotFoundError: No module named" in sentence
 
 
+PLUGIN = """
+from router_lab.registry import register
+from router_lab.routing import Router, Routing
+
+@register("odd")
+class Odd({base}):
+{body}
+"""
+INIT = "    def __init__(self, d_model: int, n_experts: int, k: int = 2):\n        {0}\n"
+FORWARD = "    def forward(self, x_TD, context):\n        return {0}\n"
+SUPER = "super().__init__(d_model, n_experts)"
+
+
+@pytest.mark.usefixtures("registry_left_alone")
+@pytest.mark.parametrize(
+    ("base", "body", "sentence"),
+    [
+        ("Router", INIT.format(SUPER) + FORWARD.format("(x_TD, None)"), "forward returned tuple"),
+        ("Router", INIT.format(SUPER), "The router odd can't be built (TypeError: Can't inst"),
+        ("Router", INIT.format("self.w = x") + FORWARD.format("x_TD"), "can't be built (NameError"),
+        ("object", INIT.format("pass"), "derives from none of"),
+    ],
+)
+def test_a_plugin_that_is_no_router(
+    base: str, body: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plugin = tmp_path / "odd.py"
+    plugin.write_text(PLUGIN.format(base=base, body=body))
+    given = (*LANGUAGES, f"plugins=[{plugin}]", "router=odd")
+    assert sentence in refused(capsys, f"out={tmp_path}", *WITHOUT_DATA, *given)
+    assert not list(tmp_path.rglob("status.json"))
+
+
 def test_a_run_that_diverges_stops_and_says_why(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,5 +224,6 @@ def test_a_run_that_diverges_stops_and_says_why(
 
 
 def test_flags_may_stand_anywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    sentence = refused(capsys, f"out={tmp_path}", *WITHOUT_DATA, "-m", "grid.only=[nope]")
+    grid = ("grid=first_look", "grid.only=[nope]")
+    sentence = refused(capsys, f"out={tmp_path}", *WITHOUT_DATA, *grid, "-m")
     assert "there is no arm nope" in sentence

@@ -19,7 +19,16 @@ from hydra_plugins.router_lab_pool.sweeper import GridSweeper
 from router_lab.commands.train import for_the_arms
 from router_lab.errors import UserError
 from router_lab.launch.compose import Composer
-from router_lab.launch.plan import Arm, arms_of, cross, label, named, searched
+from router_lab.launch.plan import (
+    Arm,
+    arms_of,
+    cross,
+    label,
+    named,
+    refuse_no_effect,
+    refuse_same,
+    searched,
+)
 
 CONF = Path(__file__).parents[1] / "standin" / "conf"
 SHIPPED = Path(__file__).parents[2] / "conf"
@@ -47,8 +56,67 @@ def test_a_union_of_arms_and_a_product() -> None:
         "mlp",
         "gshard,tight",
     ]
-    with pytest.raises(UserError, match=r"no arm nlp; the arms are mlp, plain, switch,tight"):
+    with pytest.raises(
+        UserError, match=r"no arm nlp; did you mean mlp\? The arms are mlp, plain, switch,tight"
+    ):
         arms_of(grid | {"only": ["nlp"]})
+
+
+@pytest.mark.parametrize(
+    ("grid", "sentence"),
+    [
+        ({"seed": [0, 1]}, "grid has no key seed; did you mean seeds?"),
+        ({"seeds": 3}, "grid.seeds=3 must be a list of whole numbers, such as [0, 1]."),
+        ({"seeds": ["a"]}, "grid.seeds=[a] must be a list of whole numbers"),
+        ({"arms": ["router=switch"]}, "grid.arms must be a mapping of names to overrides"),
+        ({"arms": {"a": {"router": "switch"}}}, "grid.arms.a must be a list of overrides"),
+        ({"arms": {"a": "router=switch"}}, "grid.arms.a must be a list of overrides"),
+        ({"arms": {"a": ["switch"]}}, "grid.arms.a: switch is not an override"),
+        ({"arms": {"a": [{"router": "switch"}]}}, "{router: switch} is not an override"),
+        ({"product": ["ffn.n_experts=4,8"]}, "ffn.n_experts=4,8 is not an axis"),
+        ({"product": "router=a"}, "grid.product must be a list of axes"),
+        ({"common": ["hydra.launcher.workers=1"]}, "hydra.launcher.workers=1 has no effect there"),
+        ({"common": ["hydra/launcher=basic"]}, "give it on the command line, or under hydra:"),
+        ({"arms": {"a": ["seed=3"]}}, "seed=3 has no effect there; use grid.seeds."),
+        ({"arms": {"a": ["+arm=b"]}}, "an arm is named by its key"),
+        ({"arms": {"left": []}, "only": "lef"}, "no arm lef; did you mean left?"),
+    ],
+)
+def test_a_grid_is_checked_whole(grid: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        arms_of(grid)
+    assert sentence in str(caught.value)
+
+
+def test_one_arm_may_be_chosen_without_a_list() -> None:
+    grid = {"arms": {"a": [], "b": ["router=b"]}, "only": "b"}
+    assert arms_of(grid) == [Arm("b", ("router=b",))]
+
+
+def configured(**arms: tuple[str, str]) -> dict[tuple[str, ...], Any]:
+    """Configurations of one seed: FFN and router by arm."""
+    return {
+        (f"ffn={ffn}", f"router={router}", f"arm={arm}"): OmegaConf.create(
+            {
+                "arm": arm, "seed": 0, "out": "runs", "router": {"name": router},
+                "ffn": {"name": ffn, **({"router": "${router}"} if ffn == "moe" else {})},
+            }
+        )
+        for arm, (ffn, router) in arms.items()
+    }  # fmt: skip
+
+
+def test_an_override_must_act_in_one_of_the_runs_that_have_it() -> None:
+    refuse_no_effect(configured(a=("mlp", "switch"), b=("moe", "switch")))
+    with pytest.raises(UserError, match="router=gshard has no effect with ffn=mlp; leave it out"):
+        refuse_no_effect(configured(a=("mlp", "gshard"), b=("moe", "switch")))
+    refuse_no_effect(configured(a=("mlp", "none")))
+
+
+def test_two_arms_of_a_grid_that_are_the_same_are_refused() -> None:
+    refuse_same(configured(a=("moe", "gshard"), b=("moe", "switch")))
+    with pytest.raises(UserError, match="the arms a and b are the same"):
+        refuse_same(configured(a=("mlp", "gshard"), b=("mlp", "switch")))
 
 
 def test_no_arms_is_one_unnamed_arm() -> None:

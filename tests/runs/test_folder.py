@@ -96,6 +96,31 @@ def test_a_plugin_counts_by_its_content_not_its_path(tmp_path: Path) -> None:
         fingerprint(config(plugins=["no_such.py"]))
 
 
+BOOMY = """
+from router_lab.registry import register
+
+@register("boomy")
+class Boomy:
+    k = 1
+"""
+
+
+def test_a_plugin_counts_for_the_arms_that_use_it_and_by_its_meaning(tmp_path: Path) -> None:
+    path = tmp_path / "boomy.py"
+    path.write_text(BOOMY)
+
+    def digits(router: str) -> str:
+        return fingerprint(config(plugins=[str(path)], router__name=router))
+
+    mine, builtin = digits("boomy"), digits("switch")
+    assert builtin == fingerprint(config())  # the plugin is loaded, not used
+    path.write_text("# A comment.\n" + BOOMY.replace("    k = 1", "\n    k   =   1  # one\n"))
+    assert (digits("boomy"), digits("switch")) == (mine, builtin)
+    path.write_text(BOOMY.replace("k = 1", "k = 2"))
+    assert digits("boomy") != mine
+    assert digits("switch") == builtin
+
+
 def test_files_of_data_count(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one")
     whole = fingerprint(config(data__path=str(tmp_path)))

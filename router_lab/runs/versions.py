@@ -1,0 +1,45 @@
+"""Versions of an arm: the same arm of a grid, run again after its options or its code changed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from router_lab.runs.folder import SINGLE
+from router_lab.runs.state import RunState
+
+Key = tuple[Path, str, str]
+
+
+def replaced(states: Sequence[RunState]) -> dict[Path, str]:
+    """The folders of runs of older versions, with the fingerprint of the newest version.
+
+    The newest version is the one whose last run started last. Runs outside of grids are versions
+    of one arm only if their overrides are the same.
+    """
+    started: dict[Key, dict[str, str]] = defaultdict(dict)
+    keys: dict[Path, Key] = {}
+    for state in states:
+        if state.fingerprint:
+            keys[state.folder] = key = state.folder.parent, state.arm, _request(state)
+            when = str(state.status.get("started") or "")
+            versions = started[key]
+            versions[state.fingerprint] = max(versions.get(state.fingerprint, ""), when)
+    newest = {
+        key: max(versions, key=lambda one: versions[one]) for key, versions in started.items()
+    }
+    return {
+        state.folder: newest[keys[state.folder]]
+        for state in states
+        if state.folder in keys and state.fingerprint != newest[keys[state.folder]]
+    }
+
+
+def _request(state: RunState) -> str:
+    """What distinguishes arms of one name outside of grids: the overrides without the seed."""
+    if state.folder.parent.name != SINGLE:
+        return ""
+    overrides = state.folder / "overrides.yaml"
+    lines = overrides.read_text().splitlines() if overrides.is_file() else []
+    return "\n".join(line for line in lines if not line.startswith("- seed="))
