@@ -65,12 +65,6 @@ def parser() -> argparse.ArgumentParser:
     status = add("status", "status:status", "what is done, running, failed and why")
     status.add_argument("folder", metavar="DIR")
 
-    for one in (compare, status):
-        one.add_argument(
-            "--versions", choices=("newest", "all"), default="newest",
-            help="of an arm that was run again after a change (default: newest)",
-        )  # fmt: skip
-
     probe = add("probe", "probe:probe", "routing regret and knock-out of finished runs")
     probe.add_argument("runs", nargs="+", metavar="DIR", help="folders of runs, or of grids")
     probe.add_argument("--tokens", type=int, default=64, help="tokens to probe (default: 64)")
@@ -78,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
     board = add("board", "board:serve", "TensorBoard on a folder of runs")
     board.add_argument("folder", metavar="DIR", nargs="?", default="runs")
     board.add_argument("--port", type=int, default=6006)
+
+    for one in (compare, status, board):
+        one.add_argument(
+            "--versions", choices=("newest", "all"), default="newest",
+            help="of an arm that was run again after a change (default: newest)",
+        )  # fmt: skip
 
     bench = add("bench", "bench:bench", "time layers, steps, routers, the harness and a grid")
     bench.add_argument("what", choices=(*TITLES, "all"))

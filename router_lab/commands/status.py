@@ -11,8 +11,8 @@ from router_lab.errors import UserError
 from router_lab.report.collect import find_runs
 from router_lab.runs.state import RunState, number, read_state
 from router_lab.runs.table import Line, console, line, table
-from router_lab.runs.text import count, duration, listing
-from router_lab.runs.versions import replaced
+from router_lab.runs.text import count, duration
+from router_lab.runs.versions import replaced, replaced_note
 
 ORDER = ("running", "failed", "lost", "interrupted", "unreadable", "new", "finished")
 
@@ -40,9 +40,7 @@ def status(folder: str | Path, versions: str = "newest") -> None:
     out.print()
     out.print(table(lines(shown)))
     if older:
-        arms = listing(sorted({run.arm for run in runs if run.folder in older}))
-        note = f"\nNot shown: {count(len(older), 'run')} of older versions of {arms}"
-        out.print(f"{note}; --versions all shows them", highlight=False, markup=False)
+        out.print(f"\n{replaced_note(runs, older)}", highlight=False, markup=False)
 
 
 def summary(runs: Sequence[RunState]) -> str:

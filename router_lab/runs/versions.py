@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from router_lab.runs.folder import SINGLE
 from router_lab.runs.state import RunState
+from router_lab.runs.text import count, listing
 
 Key = tuple[Path, str, str]
 
@@ -43,3 +44,10 @@ def _request(state: RunState) -> str:
     overrides = state.folder / "overrides.yaml"
     lines = overrides.read_text().splitlines() if overrides.is_file() else []
     return "\n".join(line for line in lines if not line.startswith("- seed="))
+
+
+def replaced_note(states: Sequence[RunState], older: Mapping[Path, str]) -> str:
+    """Names the arms whose older versions are not shown."""
+    arms = listing(sorted({state.arm for state in states if state.folder in older}))
+    runs = count(len(older), "run")
+    return f"Not shown: {runs} of older versions of {arms} (--versions all shows them)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -158,3 +159,26 @@ def test_a_folder_without_events_is_refused(tmp_path: Path) -> None:
         serve(str(tmp_path / "nowhere"), 6006)
     with pytest.raises(UserError, match="no event files"):
         serve(str(tmp_path), 6006)
+
+
+def test_the_board_shows_the_newest_version_of_an_arm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    grid = tmp_path / "g"
+    for name, digits, started in (("a-s0-11", "1111", 1), ("a-s0-22", "2222", 2), ("b-s0", "3", 1)):
+        run = grid / name
+        run.mkdir(parents=True)
+        (run / "events.out.tfevents.1").write_text("")
+        status = {"arm": name[0], "fingerprint": digits, "started": f"2026-11-24T10:0{started}"}
+        (run / "status.json").write_text(json.dumps(status))
+    (grid / "events.out.tfevents.0").write_text("")
+    started_with: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _, arguments: started_with.extend(arguments))
+    serve(str(tmp_path), 6006)
+    shown = Path(started_with[started_with.index("--logdir") + 1])
+    files = {path.relative_to(shown).as_posix() for path in shown.rglob("*")}
+    assert files >= {"g/a-s0-22", "g/b-s0", "g/events.out.tfevents.0"} and "g/a-s0-11" not in files
+    assert "Not shown: 1 run of older versions of a (--versions all" in capsys.readouterr().out
+    started_with.clear()
+    serve(str(tmp_path), 6006, "all")
+    assert str(tmp_path) in started_with

@@ -89,12 +89,27 @@ def test_one_name_with_two_configurations_is_two_arms(tmp_path: Path) -> None:
             result = result_of("softmax_topk", FakeArm(k=k), seed)
             result["overrides"].append(f"router.k={k}")
             write_run(tmp_path, result)
-    names = {row.name for row in comparison_of(tmp_path).rows}
+    both = collect([tmp_path], versions="all")
+    names = {row.name for row in compare_arms(both).rows}
     assert names == {"softmax_topk (router.k=1)", "softmax_topk (router.k=2)"}
     with pytest.raises(UserError, match="the name of several arms: take one of 'softmax_topk"):
-        comparison_of(tmp_path, baseline="softmax_topk")
-    asked = comparison_of(tmp_path, baseline="softmax_topk (router.k=2)")
+        compare_arms(both, baseline="softmax_topk")
+    asked = compare_arms(both, baseline="softmax_topk (router.k=2)")
     assert asked.baseline.arm.mean("routing.mean.k_used") == 2
+
+
+def test_an_older_version_of_an_arm_is_left_out_and_named(tmp_path: Path) -> None:
+    for started, k in (("2026-11-24T10:00", 2), ("2026-11-24T11:00", 1)):
+        for seed in range(2):
+            folder = write_run(tmp_path, result_of("softmax_topk", FakeArm(k=k), seed))
+            (folder / "status.json").write_text(f'{{"started": "{started}"}}')
+    compared = comparison_of(tmp_path)
+    assert [row.name for row in compared.rows] == ["softmax_topk"]
+    assert compared.rows[0].arm.mean("routing.mean.k_used") == 1
+    newest = str(compared.rows[0].arm.first["fingerprint"])[:8]
+    reasons = {(run.seed, run.state, run.reason) for run in compared.left_out}
+    said = f"replaced by {newest}; --versions all shows both"
+    assert reasons == {(0, "older version", said), (1, "older version", said)}
 
 
 def test_arms_that_start_in_the_same_second_keep_their_order(tmp_path: Path) -> None:
