@@ -61,23 +61,27 @@ class GridSweeper(Sweeper):
 
     def runs(self, arguments: list[str]) -> tuple[Composer, list[tuple[str, ...]]]:
         """The overrides of each run, checked, and what composes their configurations."""
-        from router_lab.commands.mistakes import in_arm
         from router_lab.launch.compose import Composer
-        from router_lab.launch.plan import refuse_no_effect, refuse_same
+        from router_lab.launch.plan import refuse_no_effect, refuse_same, without_idle
 
         overrides = self.expand(arguments)
         load_plugins(overrides)
         composer = getattr(self.launcher, "composer", None)
         composer = composer or Composer(self.hydra_context.config_loader, self.config)
-        configs = {}
-        for one in overrides:
-            if one[:-1] not in configs:  # the seed is last
-                with in_arm(one):
-                    configs[one[:-1]] = composer.compose(one)
+        arms = dict.fromkeys(one[:-1] for one in overrides)  # the seed is last
+        configs = {arm: cfg for arm in arms if (cfg := self.composed(composer, arm)) is not None}
         refuse_no_effect(configs)
+        overrides = [without_idle(one, configs.get(one[:-1])) for one in overrides]
         if self.config.hydra.runtime.choices.get("grid") and not self.swept:
             refuse_same(configs)
         return composer, overrides
+
+    def composed(self, composer: Composer, arm: tuple[str, ...]) -> DictConfig | None:
+        """The configuration of an arm. Raises UserError, with its name, if it can't be composed."""
+        from router_lab.commands.mistakes import in_arm
+
+        with in_arm(arm):
+            return composer.compose(arm)
 
     def expand(self, arguments: list[str]) -> list[tuple[str, ...]]:
         """The overrides of each run, from what the command line gives."""
@@ -125,6 +129,13 @@ class PlanSweeper(GridSweeper):
         composer, overrides = self.runs(arguments)
         show(overrides, composer.compose, self.launcher, self.measure)
         return []
+
+    def composed(self, composer: Composer, arm: tuple[str, ...]) -> DictConfig | None:
+        """None if it can't be composed: the plan names all such arms."""
+        try:
+            return composer.compose(arm)
+        except Exception:
+            return None
 
 
 def load_plugins(runs: list[tuple[str, ...]]) -> None:

@@ -139,7 +139,7 @@ def label(override: str) -> str:
     """How an override shows in an arm's name: `router=switch` is switch, `router.k=2` is k=2."""
     path, _, value = override.partition("=")
     parents, _, key = path.lstrip("+~").rpartition(".")
-    value = value.strip("'\"") or "none"
+    value = value.strip("'\"").replace("\\", "") or "none"
     number = re.fullmatch(r"[-+.\de]*\d", value)
     if number and len(value) > 6:  # a search came up with it
         value = f"{float(value):.4g}"
@@ -194,6 +194,12 @@ def refuse_no_effect(configs: Mapping[Overrides, DictConfig]) -> None:
     for override, ffn in idle_with.items():
         if ffn:
             raise UserError(f"{override} has no effect with {ffn}; leave it out.")
+
+
+def without_idle(overrides: Overrides, cfg: DictConfig | None) -> Overrides:
+    """Those that act, so that the command of the run alone is accepted too."""
+    idle = idle_nodes(cfg) if cfg is not None else ()
+    return tuple(one for one in overrides if root(one) not in idle)
 
 
 def refuse_same(configs: Mapping[Overrides, DictConfig]) -> None:

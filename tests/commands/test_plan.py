@@ -207,9 +207,12 @@ def test_a_single_run_is_the_one_that_train_makes(
 
 
 def test_one_configuration_under_two_names(capsys: pytest.CaptureFixture[str]) -> None:
-    printed = planned(capsys, *grid({"a": "[]", "b": "[router.k=2]", "c": "[router.k=3]"}))
-    assert "a and b are one configuration; only a is trained." in printed
-    assert "9 new; 6 to do" in printed
+    ffns = ("-m", *SINGLE, "ffn=mlp,moe", "router=switch,gshard", "seed=0,1", "--no-time")
+    printed = planned(capsys, *ffns)
+    assert "mlp,switch and mlp,gshard are one configuration; only mlp,switch is trained." in printed
+    assert "8 new; 6 to do" in printed
+    [line] = refused(capsys, *grid({"a": "[]", "b": "[router.k=2]", "c": "[router.k=3]"}))
+    assert line == "router-lab: grid: the arms a and b are the same; change one or leave it out."
 
 
 def test_a_search_has_no_plan(capsys: pytest.CaptureFixture[str]) -> None:

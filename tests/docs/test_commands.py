@@ -56,6 +56,8 @@ def test_every_command_is_understood(
         if kind == "python" and (name := re.search(r'@register\("(\w+)"\)', text)):
             Path(f"{name[1]}.py").write_text(text)
             load_plugin(f"{name[1]}.py")
+        if kind == "yaml" and text.startswith("grid:"):
+            Path("my_grid.yaml").write_text(text)
     Path("mine.py").touch()  # stands for any plugin
     write_grids(document)
     for command in commands(document):

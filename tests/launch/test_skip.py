@@ -48,9 +48,8 @@ def test_it_is_started_again_once_it_has_been_silent(launch: Launch, tmp_path: P
 
 
 def test_arms_that_describe_one_run_train_once(launch: Launch, tmp_path: Path) -> None:
-    dense = ("ffn.name=mlp", "ffn.router=null", "seed=0")
-    code, output = end(launch("-m", *dense, "router=a,b", f"out={tmp_path}"))
+    code, output = end(launch("-m", "router=a", "seed=0", "pause=0.01,0.010", f"out={tmp_path}"))
     assert code == 0, output
     assert "1 runs, 1 to do" in output
-    assert "b s0 is the same run as a s0, which stands for both" in output
+    assert "pause=0.010 s0 is the same run as pause=0.01 s0, which stands for both" in output
     assert len(list((tmp_path / "single").iterdir())) == 1
