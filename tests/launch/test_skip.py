@@ -48,8 +48,9 @@ def test_it_is_started_again_once_it_has_been_silent(launch: Launch, tmp_path: P
 
 
 def test_arms_that_describe_one_run_train_once(launch: Launch, tmp_path: Path) -> None:
-    code, output = end(launch("-m", "router=a", "seed=0", "pause=0.01,0.010", f"out={tmp_path}"))
+    twice = ("router=a", "seed=0", "trainer.threads=1,2")  # threads do not decide a result
+    code, output = end(launch("-m", *twice, f"out={tmp_path}"))
     assert code == 0, output
     assert "1 runs, 1 to do" in output
-    assert "pause=0.010 s0 is the same run as pause=0.01 s0, which stands for both" in output
+    assert "threads=2 s0 is the same run as threads=1 s0, which stands for both" in output
     assert len(list((tmp_path / "single").iterdir())) == 1
