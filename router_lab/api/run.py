@@ -146,6 +146,7 @@ def train(*overrides: str | Mapping[str, Any]) -> Run:
 
 
 def _composed(overrides: Sequence[str | Mapping[str, Any]]) -> DictConfig:
+    from router_lab.commands.arguments import checked
     from router_lab.commands.mistakes import mistake
     from router_lab.commands.train import load_named_plugins
     from router_lab.launch.compose import compose_config
@@ -153,6 +154,7 @@ def _composed(overrides: Sequence[str | Mapping[str, Any]]) -> DictConfig:
 
     texts = [text for one in overrides for text in ([one] if isinstance(one, str) else _texts(one))]
     try:
+        texts = checked(texts)[1]
         load_named_plugins(texts)
         store_configs()
         cfg = compose_config(texts)

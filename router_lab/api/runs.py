@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from router_lab.api.run import Run
 from router_lab.check import choices_text
@@ -23,12 +23,15 @@ NESTED = ("curve", "saturation", "overrides", "versions", "losses", "model", "op
 """Parts of result.json that are no column of a frame."""
 
 
-def load(*folders: str | Path) -> Runs:
+def load(*folders: str | Path, versions: Literal["newest", "all"] = "newest") -> Runs:
     """All runs under some folders.
+
+    Args:
+        versions: `newest` leaves out the older versions of an arm; `all` keeps them.
 
     Raises UserError for a folder that does not exist.
     """
-    return Runs(collect(folders))
+    return Runs(collect(folders, versions))
 
 
 @dataclass(frozen=True, repr=False)

@@ -53,7 +53,7 @@ def checked(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
         _refuse_mistakes(text, sorted(roots), groups)
     overrides = [_read_grid(text, folders) for text in overrides]
     has_grid = any(re.match(r"\+*grid=(?!null$)", text) for text in overrides)
-    if has_grid and not {"-m", "--multirun"} & set(flags):
+    if has_grid and not {"-m", "--multirun", "--cfg", "-c", "--info", "-i"} & set(flags):
         flags.append("--multirun")
     for text in overrides:
         if root(text) == "grid" and not has_grid and not re.match(r"\+*grid(\.name)?=", text):

@@ -11,6 +11,7 @@ from router_lab.runs.state import RunState
 from router_lab.runs.text import count, listing
 
 Key = tuple[Path, str, str]
+When = tuple[str, float]
 
 
 def replaced(states: Sequence[RunState]) -> dict[Path, str]:
@@ -19,14 +20,14 @@ def replaced(states: Sequence[RunState]) -> dict[Path, str]:
     The newest version is the one whose last run started last. Runs outside of grids are versions
     of one arm only if their overrides are the same.
     """
-    started: dict[Key, dict[str, str]] = defaultdict(dict)
+    started: dict[Key, dict[str, When]] = defaultdict(dict)
     keys: dict[Path, Key] = {}
     for state in states:
         if state.fingerprint:
             keys[state.folder] = key = state.folder.parent, state.arm, _request(state)
-            when = str(state.status.get("started") or "")
+            when = str(state.status.get("started") or ""), _written(state.folder)
             versions = started[key]
-            versions[state.fingerprint] = max(versions.get(state.fingerprint, ""), when)
+            versions[state.fingerprint] = max(versions.get(state.fingerprint, when), when)
     newest = {
         key: max(versions, key=lambda one: versions[one]) for key, versions in started.items()
     }
@@ -35,6 +36,12 @@ def replaced(states: Sequence[RunState]) -> dict[Path, str]:
         for state in states
         if state.folder in keys and state.fingerprint != newest[keys[state.folder]]
     }
+
+
+def _written(folder: Path) -> float:
+    """When the run wrote its result or else its status: Unix time, for runs that start together."""
+    files = (folder / "result.json", folder / "status.json")
+    return next((file.stat().st_mtime for file in files if file.exists()), 0.0)
 
 
 def _request(state: RunState) -> str:

@@ -124,7 +124,8 @@ def test_of_several_versions_the_newest_is_taken(tmp_path: Path) -> None:
         for result in tmp_path.rglob("result.json"):
             if order == 0:
                 os.utime(result, (1.0, 1.0))
-    runs = rl.load(tmp_path)
+    assert len(rl.load(tmp_path)) == 1
+    runs = rl.load(tmp_path, versions="all")
     assert len(runs) == 2
     assert runs.run("mine").result["quality"]["bits_per_byte"] == pytest.approx(2.4, abs=0.01)
 
