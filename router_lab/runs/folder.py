@@ -139,6 +139,8 @@ def prepare_run(cfg: DictConfig) -> Iterator[RunDir]:
         Busy: another process is training this run.
         UserError: see `run_dir`.
     """
+    from hydra.core.hydra_config import HydraConfig
+
     hydra = cfg.get("hydra") or (HydraConfig.get() if HydraConfig.initialized() else None)
     run = run_dir(cfg, tuple(hydra.overrides.task) if hydra else ())
     with lock(run.folder), stop_on_signals(run.stop):
