@@ -56,8 +56,6 @@ def test_every_command_is_understood(
         if kind == "python" and (name := re.search(r'@register\("(\w+)"\)', text)):
             Path(f"{name[1]}.py").write_text(text)
             load_plugin(f"{name[1]}.py")
-        if kind == "yaml" and text.startswith("grid:"):
-            Path("my_grid.yaml").write_text(text)
     Path("mine.py").touch()  # stands for any plugin
     write_grids(document)
     for command in commands(document):
@@ -90,12 +88,11 @@ def test_every_path_exists(document: Path) -> None:
 
 
 def write_grids(document: Path) -> dict[str, str]:
-    """Writes the grid files that the document shows into ./grid; their text by name."""
-    blocks = [text for kind, text in fenced(document) if kind == "yaml" and "\ngrid:" in text]
+    """Writes the grid files that the document shows; their text by name."""
+    blocks = [text for kind, text in fenced(document) if re.search("^grid:", text, re.MULTILINE)]
     grids = {re.findall(r"^  name: (\w+)", text, re.MULTILINE)[0]: text for text in blocks}
-    Path("grid").mkdir()
     for name, text in grids.items():
-        Path(f"grid/{name}.yaml").write_text(text)
+        Path(f"{name}.yaml").write_text(text)
     return grids
 
 
@@ -105,7 +102,7 @@ def test_the_grids_of_the_guide_have_the_arms_that_it_names(
     monkeypatch.chdir(tmp_path)
     arms = {}
     for name in write_grids(ROOT / "docs" / "running-experiments.md"):
-        main(["plan", "--config-dir", ".", f"grid={name}", "--no-time"])
+        main(["plan", f"grid={name}.yaml", "--no-time"])
         arms[name] = re.findall(r"^([\w,]+) {2,}.*\d new", capsys.readouterr().out, re.MULTILINE)
     assert arms == {
         "my_grid": ["mlp", "switch", "switch_tight"],
