@@ -1,4 +1,4 @@
-"""Writes docs/result.md from runs/schema.py: `python docs/make_result.py`."""
+"""Writes docs/result.md from runs/schema.py and report/rows.py: `python docs/make_result.py`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
 
+from router_lab.report.rows import PairRow, RunRow
 from router_lab.runs.schema import Result, Status
 
 PAGE = Path(__file__).with_name("result.md")
 
 INTRODUCTION = """\
-# What a run writes
+# What runs and comparisons write
 
-Written by `python docs/make_result.py` from `router_lab/runs/schema.py`. A run's folder holds
+Written by `python docs/make_result.py` from `router_lab/runs/schema.py` and
+`router_lab/report/rows.py`. A run's folder contains
 
     config.yaml      the composed configuration
     overrides.yaml   what the command line gave
@@ -29,6 +31,9 @@ Written by `python docs/make_result.py` from `router_lab/runs/schema.py`. A run'
 
 A report reads result.json and status.json and nothing else. In a key, `[]` is an entry of a list.
 A key in brackets may be missing.
+
+`router-lab compare` writes runs.csv, the same as runs.parquet if pyarrow is installed
+(`pip install 'router-lab[parquet]'`), and pairs.csv. Their columns are listed last.
 """
 
 
@@ -84,8 +89,9 @@ def main() -> None:
 
 def page() -> str:
     parts = [INTRODUCTION]
-    for title, kind in (("result.json", Result), ("status.json", Status)):
-        story = re.sub(r"\s+", " ", kind.__doc__ or "")
+    kinds = {"result.json": Result, "status.json": Status, "runs.csv": RunRow, "pairs.csv": PairRow}
+    for title, kind in kinds.items():
+        story = re.sub(r"\s+", " ", kind.__doc__ or "").strip()
         parts.append(f"## {title}\n\n{story}\n\n{table(kind)}")
     return "\n".join(parts)
 

@@ -98,7 +98,12 @@ class Runs:
         )
 
     def compare(
-        self, baseline: str | None = None, by: str = "tokens", columns: Sequence[str] = ()
+        self,
+        baseline: str | None = None,
+        by: str = "tokens",
+        columns: Sequence[str] = (),
+        metrics: Sequence[str] = (),
+        margin: str = "0.01",
     ) -> Compared:
         """The comparison that `router-lab compare` prints.
 
@@ -106,10 +111,12 @@ class Runs:
             baseline: the arm that others are compared with; None: the dense arm, or the first.
             by: what the arms spend: tokens, flops or seconds.
             columns: more numbers for the tables, as `--columns`.
+            metrics: numbers that are tested as quality is, as `--metric`.
+            margin: within which two arms are equivalent, as `--margin`.
 
-        Raises UserError if no run has finished, or for an unknown baseline, budget or column.
+        Raises UserError if no run has finished, or for an unknown name or margin.
         """
-        return Compared(compare_arms(self.collection, baseline, by, columns))
+        return Compared(compare_arms(self.collection, baseline, by, columns, metrics, margin))
 
     def run(self, arm: str, seed: int | None = None) -> Run:
         """The newest finished run of an arm with this seed; None: its lowest seed.
@@ -152,9 +159,9 @@ class Compared:
         """A row per arm with every number of table.csv: means over seeds, intervals, tests."""
         import pandas
 
-        from router_lab.report.table import csv_table
+        from router_lab.report.rows import arm_rows, csv_text
 
-        return pandas.read_csv(io.StringIO(csv_table(self.comparison)))
+        return pandas.read_csv(io.StringIO(csv_text(arm_rows(self.comparison))))
 
     def quality_imbalance(self) -> list[Axes]:
         """Bits per byte against MaxVio, on matplotlib axes; none without routed arms."""

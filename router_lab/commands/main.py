@@ -55,11 +55,33 @@ def parser() -> argparse.ArgumentParser:
         "dirs", nargs="+", metavar="DIR", help="folders of runs, of one grid or several"
     )
     compare.add_argument("--baseline", metavar="ARM", help="the arm that others are compared with")
-    compare.add_argument("--by", default="tokens", choices=("tokens", "flops", "seconds"))
     compare.add_argument(
-        "--columns", metavar="NAME", default=(), type=lambda names: tuple(names.split(",")),
-        help="more numbers of result.json as columns: cv_load,cv_importance",
+        "--by", default="tokens", choices=("tokens", "flops", "seconds"),
+        help="what the curves run over, and what is equal in `At equal …` (default: tokens)",
     )  # fmt: skip
+    for option, about in {
+        "metric": "more numbers of result.json, each with interval, tests and a table of its own: "
+        "max_vio,domain_nmi,tokens_per_second",
+        "columns": "more numbers of result.json as columns: cv_load,cv_importance",
+        "only": "the columns to show, in this order: bits_per_byte,difference,max_vio",
+        "drop": "columns to leave out: dead_experts,dropped",
+    }.items():
+        dest = "metrics" if option == "metric" else option
+        compare.add_argument(
+            f"--{option}", dest=dest, help=about, default=(), metavar="NAMES",
+            type=lambda names: tuple(names.split(",")),
+        )  # fmt: skip
+    compare.add_argument(
+        "--margin", default="0.01", metavar="M",
+        help="two arms are equivalent if their difference is within ±M: bits per byte, and others "
+        "by name: 0.005,max_vio=0.05 (default: 0.01)",
+    )  # fmt: skip
+    compare.add_argument(
+        "--order", default="quality", choices=("quality", "grid", "name"),
+        help="of the arms in the tables (default: quality)",
+    )  # fmt: skip
+    compare.add_argument("--title", default="", help="of page, figures and LaTeX tables")
+    compare.add_argument("--size", metavar="WxH", help="of the figures, in inches: 6x4")
     compare.add_argument("--out", metavar="DIR", help="where to write; default: DIR/report")
 
     status = add("status", "status:status", "what is done, running, failed and why")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import combinations
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
@@ -15,20 +14,27 @@ from router_lab.report.arms import Arm, group, on_common_seeds
 from router_lab.report.collect import Collection, LeftOut
 from router_lab.report.curves import AXES, FALL, band, fall_at_the_end
 from router_lab.report.fairness import TOLERANCE, differences_in_budget
-from router_lab.report.statistics import (
-    Difference,
-    Estimate,
-    corrected,
-    estimate,
-    paired_difference,
+from router_lab.report.metric import (
+    DOMAIN_NMI,
+    MARGIN,
+    MAX_VIO,
+    QUALITY,
+    Metric,
+    compare_metric,
+    margins,
+    path_of,
 )
+from router_lab.report.statistics import Difference, Estimate
 from router_lab.runs.text import listing
 
-QUALITY = "quality.bits_per_byte"
 DENSE = "mlp"
 LOOKS_AHEAD, NOT_MATCHED, NOT_CONVERGED = "†", "≠", "↘"
-SECTIONS = ("routing.mean", "probe", "quality", "train")
-"""Sections of result.json whose numbers can be asked for by name alone."""
+ORDERS = {
+    "quality": "Best first",
+    "grid": "In the order of the grid",
+    "name": "By name",
+}
+"""Orders of the arms in tables."""
 
 
 @dataclass(frozen=True)
@@ -71,21 +77,51 @@ class Comparison:
 
     `rows`: the ranked arms, best first, then the others.
     `seeds`: those that all ranked arms have. Every number of a ranked arm is over these seeds.
-    `pairs`: the difference first − second of any two ranked arms, the better arm first. All tests
-    of the page are these: one family, corrected over all pairs, so any two arms may be picked
-    after looking at the results.
+    `metrics`: quality, balance, specialisation and those asked for, by path in result.json. The
+    tests of a metric are one family of their own.
+    `asked`: paths of the metrics that have a table of their own.
+    `more`: paths of numbers that were asked for as columns.
+    `only`, `drop`: names of the columns to show (all if empty) and to leave out.
     """
 
     dirs: tuple[Path, ...]
     rows: tuple[Row, ...]
     seeds: tuple[int, ...]
-    pairs: Mapping[tuple[str, str], Difference]
+    metrics: Mapping[str, Metric]
     baseline: Row
     baseline_why: str
     by: str
     equal_budget: float | None
     left_out: tuple[LeftOut, ...]
-    more: tuple[str, ...] = ()  # dotted paths of numbers that were asked for as columns
+    asked: tuple[str, ...] = ()
+    more: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    drop: tuple[str, ...] = ()
+    order: str = "quality"
+    title: str = ""
+
+    @property
+    def pairs(self) -> Mapping[tuple[str, str], Difference]:
+        """The differences in bits per byte of any two ranked arms, the better arm first."""
+        return self.metrics[QUALITY].pairs
+
+    @property
+    def margin(self) -> float:
+        """Bits per byte within which two arms are equivalent."""
+        return self.metrics[QUALITY].margin or MARGIN
+
+    @property
+    def in_order(self) -> list[Row]:
+        """The rows in the order that was asked for."""
+        if self.order == "quality":
+            return list(self.rows)
+        return sorted(self.rows, key=lambda row: row.order if self.order == "grid" else row.name)
+
+    @property
+    def name(self) -> str:
+        """The title that was asked for, or else the grids."""
+        grids = {run.grid for row in self.rows for run in row.arm.runs} - {""}
+        return self.title or ", ".join(sorted(grids)) or self.dirs[0].name
 
     @property
     def bits(self) -> str:
@@ -152,17 +188,30 @@ def compare_arms(
     baseline: str | None = None,
     by: str = "tokens",
     columns: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    margin: str = str(MARGIN),
+    only: Sequence[str] = (),
+    drop: Sequence[str] = (),
+    order: str = "quality",
+    title: str = "",
 ) -> Comparison:
     """Compare all arms with the baseline.
 
     Args:
-        columns: more numbers for the tables: dotted paths of result.json, or names in
-            `routing.mean`, `probe` or `quality`.
+        columns: more numbers for the tables: dotted paths of result.json, or names in one of
+            `metric.SECTIONS`.
+        metrics: numbers, named alike, that are compared with intervals and tests.
+        margin: see `metric.margins`.
+        only, drop: columns to show alone, and to leave out.
+        order: of the arms, a key of ORDERS.
+        title: in place of the grid's name.
 
-    Raises UserError when nothing has finished, or for an unknown baseline, budget or column.
+    Raises UserError if nothing has finished, or for an unknown name or margin.
     """
-    if by not in AXES:
-        raise UserError(f"--by {by} is unknown: use {listing(list(AXES), 9)}")
+    for option, value, choices in (("--by", by, [*AXES]), ("--order", order, [*ORDERS])):
+        if value not in choices:
+            raise UserError(f"{option} {value} is unknown: use {listing(choices, 9)}")
+    within = margins(margin)
     arms, replaced = group(collection.runs, collection.left_out)
     if not arms:
         where = listing([str(folder) for folder in collection.dirs])
@@ -171,63 +220,51 @@ def compare_arms(
             f"{where} contains no finished run ({listing(states)}): wait for one, or run the grid"
         )
     arms, ranked, seeds, unused = on_common_seeds(arms)
-    left_out = (*collection.left_out, *replaced, *unused)
     base, why = _baseline(arms, baseline)
-    pairs = _pairs([arm for arm in arms if arm.name in ranked])
-    equal = _equal_budget(arms, by)
+    asked = tuple(path_of(arms, name, "--metric") for name in metrics)
+    compared = {
+        path: compare_metric(
+            path, arms, ranked, base.name, within.pop(path.rpartition(".")[2], None)
+        )
+        for path in dict.fromkeys((QUALITY, MAX_VIO, DOMAIN_NMI, *asked))
+        if any(arm.values(path) for arm in arms)
+    }
+    if within:
+        raise UserError(f"--margin is for {listing([*within])}, not compared: add it to --metric")
+    quality, equal = compared[QUALITY], _equal_budget(arms, by)
     rows = []
-    for order, arm in enumerate(arms):
+    for place, arm in enumerate(arms):
         curve = band(arm, by)
         rows.append(
             Row(
                 arm,
-                order,
+                place,
                 arm.name in ranked,
-                estimate(list(arm.values(QUALITY).values())),
-                _to_baseline(pairs, arm.name, base.name),
+                quality.estimates[arm.name],
+                quality.to_reference(arm.name),
                 tuple(differences_in_budget(arm, base, arms)),
                 fall_at_the_end(arm),
                 curve.at(equal) if curve is not None and equal is not None else None,
             )
         )
     rows.sort(key=lambda row: (not row.ranked, row.quality.mean))
-    base_row = next(row for row in rows if row.arm is base)
-    more = tuple(_path(arms, name) for name in columns)
     return Comparison(
-        collection.dirs, tuple(rows), seeds, pairs, base_row, why, by, equal, left_out, more
+        dirs=collection.dirs,
+        rows=tuple(rows),
+        seeds=seeds,
+        metrics=compared,
+        baseline=next(row for row in rows if row.arm is base),
+        baseline_why=why,
+        by=by,
+        equal_budget=equal,
+        left_out=(*collection.left_out, *replaced, *unused),
+        asked=asked,
+        more=tuple(path_of(arms, name, "--columns") for name in columns),
+        only=tuple(only),
+        drop=tuple(drop),
+        order=order,
+        title=title,
     )
-
-
-def _pairs(arms: Sequence[Arm]) -> dict[tuple[str, str], Difference]:
-    """The difference of every two arms, the better one first, corrected over all pairs."""
-    values = {arm.name: arm.values(QUALITY) for arm in arms}
-    names = sorted(values, key=lambda name: fmean(values[name].values()))
-    differences = {
-        pair: difference
-        for pair in combinations(names, 2)
-        if (difference := paired_difference(values[pair[0]], values[pair[1]])) is not None
-    }
-    return dict(zip(differences, corrected([*differences.values()]), strict=True))
-
-
-def _to_baseline(
-    pairs: Mapping[tuple[str, str], Difference], arm: str, base: str
-) -> Difference | None:
-    if (arm, base) in pairs:
-        return pairs[arm, base]
-    difference = pairs.get((base, arm))
-    return difference and replace(difference, mean=-difference.mean)
-
-
-def _path(arms: Sequence[Arm], name: str) -> str:
-    """The dotted path of a column that was asked for."""
-    paths = [name, *(f"{section}.{name}" for section in SECTIONS)]
-    for path in paths:
-        if any(arm.values(path) for arm in arms):
-            return path
-    metrics = {key for arm in arms for key in (arm.first.get("routing") or {}).get("mean") or {}}
-    names = ", ".join(sorted(metrics)) or "no routing metric"
-    raise UserError(f"--columns {name} is no number of these runs: they have {names}")
 
 
 def _baseline(arms: Sequence[Arm], wanted: str | None) -> tuple[Arm, str]:

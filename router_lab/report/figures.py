@@ -1,4 +1,4 @@
-"""The comparison as static figures: PNG and SVG. The page draws its own from the same numbers."""
+"""The comparison as static figures: PNG, SVG, PDF. The page draws its own from the same numbers."""
 
 from __future__ import annotations
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ENDINGS = ("png", "svg", "pdf")
+NO_DATE: dict[str, dict[str, Any]] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+"""Metadata with which the same runs give the same file."""
 UNNAMED = "#c8c8c8"
 LOOK: Any = {
     "font.size": 9,
@@ -32,6 +35,7 @@ LOOK: Any = {
     "legend.fontsize": 8.5,
     "legend.frameon": False,
     "legend.handlelength": 1.6,
+    "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "router_lab",
     "savefig.dpi": 160,
@@ -40,10 +44,15 @@ ROOT = (lambda x: np.sqrt(np.clip(x, 0, None)), np.square)
 TICKS = (0.01, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 8.0, 15.0, 30.0, 60.0)
 
 
-def write_figures(comparison: Comparison, out: Path) -> list[str]:
+def write_figures(
+    comparison: Comparison, out: Path, size: tuple[float, float] | None = None
+) -> list[str]:
     """Draws every figure that has data; returns their names, without extension.
 
     A figure without data is removed, so that none is stale.
+
+    Args:
+        size: width and height in inches; None for each figure's default.
     """
     import matplotlib
 
@@ -52,14 +61,19 @@ def write_figures(comparison: Comparison, out: Path) -> list[str]:
     written = []
     with matplotlib.rc_context(LOOK):
         for name, draw in drawn.items():
-            if (figure := draw(comparison)) is not None:
-                written.append(name)
-            for ending in ("png", "svg"):
-                path = out / f"{name}.{ending}"
-                if figure is None:
+            figure = draw(comparison)
+            paths = {ending: out / f"{name}.{ending}" for ending in ENDINGS}
+            if figure is None:
+                for path in paths.values():
                     path.unlink(missing_ok=True)
-                else:  # no date, so that the same runs give the same file
-                    figure.savefig(path, metadata={"Date": None} if ending == "svg" else None)
+                continue
+            if size:
+                figure.set_size_inches(size)
+            if comparison.title:
+                figure.suptitle(comparison.title, x=0.01, ha="left")
+            for ending, path in paths.items():
+                figure.savefig(path, metadata=NO_DATE.get(ending))
+            written.append(name)
     return written
 
 

@@ -12,7 +12,8 @@ from datetime import datetime
 from pathlib import Path
 
 from router_lab.report.columns import columns
-from router_lab.report.comparison import Comparison
+from router_lab.report.comparison import ORDERS, Comparison
+from router_lab.report.metric import Metric
 from router_lab.report.notes import notes
 from router_lab.report.page_data import page_data
 from router_lab.report.style import BASELINE, PALETTE, darker, in_focus, lighter, styles
@@ -47,8 +48,8 @@ def page(comparison: Comparison, command: str) -> str:
         styles=styles(comparison),
         focus=in_focus(comparison),
         data=page_data(comparison),
-        place=_place(comparison),
-        grids=", ".join(sorted({run.grid for run in runs} - {""})) or comparison.dirs[0].name,
+        places={path: _place(metric) for path, metric in comparison.metrics.items()},
+        order=ORDERS[comparison.order],
         size=_size(comparison),
         finished=f"{datetime.fromtimestamp(max(run.done for run in runs)):%Y-%m-%d %H:%M}",
         versions=", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -73,12 +74,12 @@ def _size(comparison: Comparison) -> str:
     return f"{count(len(comparison.rows), 'arm')}, {seeds}, {count(comparison.runs, 'run')}"
 
 
-def _place(comparison: Comparison) -> Callable[[float], str]:
+def _place(metric: Metric) -> Callable[[float], str]:
     """Where a difference lies in a drawing 80 pixels wide that holds 0 and every interval."""
     ends = [0.0]
-    for row in comparison.rows:
-        if row.difference is not None:
-            half = row.difference.half or 0.0
-            ends += [row.difference.mean - half, row.difference.mean + half]
+    for name in metric.estimates:
+        if (difference := metric.to_reference(name)) is not None:
+            half = difference.half or 0.0
+            ends += [difference.mean - half, difference.mean + half]
     low, width = min(ends), max(ends) - min(ends) or 1.0
     return lambda value: f"{4 + 72 * (value - low) / width:.1f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from router_lab.report.comparison import LOOKS_AHEAD, NOT_CONVERGED, NOT_MATCHED, Comparison, Row
 from router_lab.report.curves import FALL
+from router_lab.report.metric import DOMAIN_NMI, MAX_VIO
 from router_lab.runs.text import count, listing, percent, si
 
 UNITS = {"tokens": " tokens", "flops": " FLOPs", "seconds": " s"}
@@ -20,6 +21,7 @@ def notes(comparison: Comparison) -> list[str]:
         )
     if len(rows) > 1:
         lines.append(_test_note(comparison))
+        lines += _metric_note(comparison)
     unpaired = [run for run in comparison.left_out if run.state == "unpaired"]
     if unpaired:
         names = listing(sorted({run.arm for run in unpaired}))
@@ -57,9 +59,28 @@ def _test_note(comparison: Comparison) -> str:
     return (
         f"{to_base}, paired by seed. p is of the paired t-test after Holm's correction for {tests} "
         "(any two arms). The 95% interval of a difference (±) is corrected alike, so it excludes 0 "
-        "exactly where p is below 0.05; these differences are in bold. The interval of an arm's "
+        "exactly where p is below 0.05: the arms are different, and the difference is in bold. "
+        f"Otherwise they are equivalent if the interval is within ±{comparison.margin:g} "
+        f"{comparison.bits} (two one-sided t-tests, corrected alike), and undecided if not, with "
+        f"the seeds per arm that would decide in brackets. The interval of an arm's "
         f"{comparison.bits} is its own 95% t-interval, without correction."
     )
+
+
+def _metric_note(comparison: Comparison) -> list[str]:
+    """What a bold cell of balance or specialisation means."""
+    metrics = [
+        comparison.metrics[path]
+        for path in (MAX_VIO, DOMAIN_NMI)
+        if path in comparison.metrics and comparison.metrics[path].pairs
+    ]
+    if len(comparison.seeds) < 2 or not metrics:
+        return []
+    names = " or ".join({MAX_VIO: "MaxVio", DOMAIN_NMI: "Domain NMI"}[one.path] for one in metrics)
+    return [
+        f"{names} in bold differs from that of {metrics[0].reference} (paired t-test, p < 0.05). "
+        "Each metric is a family of tests of its own, with Holm's correction for any two arms."
+    ]
 
 
 def _seeds(comparison: Comparison) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from router_lab.report.comparison import Comparison, Row
+from router_lab.report.metric import MAX_VIO
 from router_lab.report.statistics import estimate
-from router_lab.report.verdict import MAX_VIO
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,20 @@ every test comes from one family (`Comparison.pairs`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from router_lab.report.comparison import Comparison, Row
 from router_lab.report.fairness import MATCHES, TOLERANCE, budget_kind, match_kind
-from router_lab.report.statistics import MOST_SEEDS, Difference, seeds_to_decide
+from router_lab.report.metric import DOMAIN_NMI, MAX_VIO, Metric
+from router_lab.report.statistics import (
+    MOST_SEEDS,
+    Difference,
+    corrected,
+    paired_difference,
+    seeds_to_decide,
+)
 from router_lab.runs.text import count, duration, fixed, listing, p_value, percent, si
-
-MAX_VIO = "routing.mean.max_vio"
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def _answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
             if comparison.ranked[1] is not base and best.difference is not None:
                 reasons.append(_against_baseline(comparison, best.difference))
             reasons += _tally(comparison)
+        reasons += _open(comparison)
     if best.unmatched:
         answer += f" It does not match {base.name}: {best.mismatch}."
     if best.arm.sees_the_future:
@@ -103,24 +109,35 @@ def _answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
             "this quality cannot be reached when generating text."
             + (f" The best arm that does not is {without.name}." if without else "")
         )
-    return answer, (*reasons, *_balance(comparison))
+    return answer, (*reasons, *_balance(comparison), *_specialisation(comparison))
 
 
 def _against_the_others(comparison: Comparison, lowest: str) -> tuple[str, str]:
     best, second, *_ = comparison.ranked
     others = {row.name: comparison.pairs[best.name, row.name] for row in comparison.ranked[1:]}
-    worse = [name for name, difference in others.items() if difference.real]
-    undecided = [name for name in others if name not in worse]
+    groups = _by_decision(others)
+    worse, same, undecided = groups["different"], groups["equivalent"], groups["undecided"]
     tests = count(len(comparison.pairs), "comparison")
-    if not undecided:
+    within = f"equivalent to {listing(same)} (within {comparison.margin:g})" if same else ""
+    if not undecided and not same:
         answer = f"{lowest} and is better than every other arm."
         if len(worse) > 1:
             reason = f"Every difference is significant after Holm's correction for {tests}."
             return answer, reason
-    elif worse:
+    elif not undecided and not worse:
+        every = "every other arm is" if len(same) > 1 else f"{same[0]} is"
         answer = (
-            f"{lowest} and is better than {listing(worse)}; against {listing(undecided)} the "
-            "comparison is not decided yet."
+            f"{lowest}, but {every} equivalent: within {comparison.margin:g} {comparison.bits}."
+        )
+    elif worse:
+        answer = f"{lowest} and is better than {listing(worse)}"
+        answer += f"; it is {within}" if same else ""
+        against = f"; against {listing(undecided)} the comparison is not decided yet"
+        answer += f"{against if undecided else ''}."
+    elif same:
+        answer = (
+            f"{lowest}; it is {within}, and against {listing(undecided)} the comparison is not "
+            "decided yet."
         )
     else:
         answer = f"{lowest}, but the comparison is not decided yet: no difference is significant."
@@ -129,26 +146,57 @@ def _against_the_others(comparison: Comparison, lowest: str) -> tuple[str, str]:
         f"Against the runner-up {second.name}: {_test_words(comparison, difference)} "
         f"(paired by seed, Holm's correction for {tests})"
     )
-    if not difference.real:
+    if difference.decision == "equivalent":
+        reason += f". Equivalent: the interval is within ±{comparison.margin:g}"
+    elif not difference.real:
         reason += f". {_seeds_words(comparison, difference)}"
     return answer, reason + "."
 
 
+def _by_decision(differences: Mapping[str, Difference]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {"different": [], "equivalent": [], "undecided": []}
+    for name, difference in differences.items():
+        groups[difference.decision].append(name)
+    return groups
+
+
 def _seeds_words(comparison: Comparison, difference: Difference) -> str:
     """How many seeds would decide a comparison."""
-    needed, at_least = seeds_to_decide(difference, len(comparison.pairs))
-    if needed is not None:
-        return f"Not decided yet: about {needed} seeds per arm would decide it"
-    return f"Not decided yet: that takes more than {at_least or MOST_SEEDS} seeds per arm"
+    plan = seeds_to_decide(difference, len(comparison.pairs))
+    if plan.seeds is None:
+        more = plan.at_least or MOST_SEEDS
+        return f"Not decided yet: that takes more than {more} seeds per arm"
+    shown = " (as equivalent)" if plan.outcome == "equivalent" else ""
+    return f"Not decided yet: about {plan.seeds} seeds per arm would decide it{shown}"
+
+
+def _open(comparison: Comparison) -> list[str]:
+    """What would decide the open pairs, those that need the fewest seeds first."""
+    tests = len(comparison.pairs)
+    needed = [
+        (seeds_to_decide(difference, tests).seeds or MOST_SEEDS + 1, pair)
+        for pair, difference in comparison.pairs.items()
+        if difference.decision == "undecided"
+    ]
+    if not needed or tests == 1:
+        return []
+    shown = [
+        f"{seeds if seeds <= MOST_SEEDS else f'>{MOST_SEEDS}'} for {one} and {other}"
+        for seeds, (one, other) in sorted(needed)[:4]
+    ]
+    more = f"; pairs.csv has all {len(needed)}" if len(needed) > len(shown) else ""
+    return [
+        f"Not decided: {len(needed)} of {count(tests, 'comparison')}. Seeds per arm that would "
+        f"decide: {listing(shown)}{more}."
+    ]
 
 
 def _against_baseline(comparison: Comparison, difference: Difference) -> str:
     base = comparison.baseline
     share = f" ({percent(difference.mean / base.quality.mean, 1, signed=True)})"
-    decided = "." if difference.real else "; not decided yet."
-    return (
-        f"Against the baseline {base.name}: {_test_words(comparison, difference, share)}{decided}"
-    )
+    ends = {"different": ".", "equivalent": "; equivalent.", "undecided": "; not decided yet."}
+    words = _test_words(comparison, difference, share)
+    return f"Against the baseline {base.name}: {words}{ends[difference.decision]}"
 
 
 def _test_words(comparison: Comparison, difference: Difference, share: str = "") -> str:
@@ -156,17 +204,22 @@ def _test_words(comparison: Comparison, difference: Difference, share: str = "")
     if difference.half is None or difference.p_holm is None:
         return words
     low, high = difference.mean - difference.half, difference.mean + difference.half
-    p = p_value(difference.p_holm)
-    p = p.replace("<", "< ") if p.startswith("<") else f"= {p}"
-    return f"{words}, 95% interval {fixed(low, 4)} to {fixed(high, 4)}, p {p}"
+    interval = f"{fixed(low, 4)} to {fixed(high, 4)}"
+    return f"{words}, 95% interval {interval}, p {_p_words(difference.p_holm)}"
+
+
+def _p_words(p: float) -> str:
+    shown = p_value(p)
+    return shown.replace("<", "< ") if shown.startswith("<") else f"= {shown}"
 
 
 def _tally(comparison: Comparison) -> list[str]:
-    groups: dict[str, list[str]] = {"better": [], "worse": [], "not decided": []}
+    groups: dict[str, list[str]] = {"better": [], "worse": [], "equivalent": [], "not decided": []}
     for row in comparison.rows:
-        if row.difference is not None and row.difference.p is not None:
-            direction = "better" if row.difference.mean < 0 else "worse"
-            groups[direction if row.difference.real else "not decided"].append(row.name)
+        if (d := row.difference) is not None and d.p is not None:
+            better = "better" if d.mean < 0 else "worse"
+            words = {"different": better, "undecided": "not decided"}
+            groups[words.get(d.decision, d.decision)].append(row.name)
     if sum(map(len, groups.values())) < 2:
         return []
     parts = [f"{word}: {listing(names)}" for word, names in groups.items() if names]
@@ -174,13 +227,58 @@ def _tally(comparison: Comparison) -> list[str]:
 
 
 def _balance(comparison: Comparison) -> list[str]:
-    routed = [
-        (value, row.name) for row in comparison.rows if (value := row.arm.mean(MAX_VIO)) is not None
-    ]
-    if len(routed) < 2:
+    metric = comparison.metrics.get(MAX_VIO)
+    if metric is None or len(metric.estimates) < 2:
         return []
-    (least, balanced), (most, skewed) = min(routed), max(routed)
+    means = {name: one.mean for name, one in metric.estimates.items()}
+    balanced, skewed = (choose(means, key=lambda name: means[name]) for choose in (min, max))
     return [
-        f"Balance: the busiest expert of a layer carried {fixed(1 + least, 2)} times its fair "
-        f"share in {balanced} (the most balanced arm) and {fixed(1 + most, 2)} times in {skewed}."
+        f"Balance: the busiest expert of a layer carried {fixed(1 + means[balanced], 2)} times its "
+        f"fair share in {balanced} (the most balanced arm) and {fixed(1 + means[skewed], 2)} times "
+        f"in {skewed}.{_tests_of(metric, balanced, 'more balanced')}"
     ]
+
+
+def _specialisation(comparison: Comparison) -> list[str]:
+    metric = comparison.metrics.get(DOMAIN_NMI)
+    if metric is None:
+        return []
+    best = max(metric.estimates, key=lambda name: metric.estimates[name].mean)
+    nmi = fixed(metric.estimates[best].mean, 2)
+    words = f"Specialisation: {best} has the highest domain NMI ({nmi})."
+    return [words + _tests_of(metric, best, "more specialised") + _above_chance(comparison)]
+
+
+def _tests_of(metric: Metric, best: str, more: str) -> str:
+    """What the tests of a metric say of its best arm."""
+    tests = {name: metric.between(best, name) for name in metric.estimates if name != best}
+    decided = {name: d for name, d in tests.items() if d is not None and d.p_holm is not None}
+    if not decided:
+        return ""
+    groups = _by_decision(decided)
+    parts = []
+    if different := groups["different"]:
+        worst = max(decided[name].p_holm or 0.0 for name in different)
+        parts.append(f"It is {more} than {listing(different)} (p {_p_words(worst)})")
+    if same := groups["equivalent"]:
+        parts.append(f"it is equivalent to {listing(same)} (within {metric.margin:g})")
+    if undecided := groups["undecided"]:
+        parts.append(f"against {listing(undecided)} this is not decided yet")
+    sentence = "; ".join(parts)
+    return f" {sentence[0].upper()}{sentence[1:]}."
+
+
+def _above_chance(comparison: Comparison) -> str:
+    """The arms whose domain purity is above its chance level, which result.json has beside it."""
+    paths = ("routing.mean.domain_purity", "routing.mean.domain_purity_chance")
+    tests = {
+        row.name: d
+        for row in comparison.ranked
+        if (d := paired_difference(*(row.arm.values(path) for path in paths))) and d.p is not None
+    }
+    if not tests:
+        return ""
+    family = corrected([*tests.values()])
+    above = [name for name, d in zip(tests, family, strict=True) if d.real and d.mean > 0]
+    who = listing(above) if above else "no arm"
+    return f" Domain purity is above chance in {who} (p < 0.05, {count(len(tests), 'test')})."

@@ -21,8 +21,9 @@ from router_lab.report.page_data import page_data
 from router_lab.report.statistics import seeds_to_decide
 
 FILES = {
-    "table.md", "table.csv", "table.tex", "report.html", "quality_imbalance.png",
-    "quality_imbalance.svg", "curves.png", "curves.svg", "balance.png", "balance.svg",
+    "report.html", "table.md", "table.tex", "table.csv", "runs.csv", "runs.parquet", "pairs.csv",
+    *(f"{name}.{ending}" for name in ("quality_imbalance", "curves", "balance")
+      for ending in ("png", "svg", "pdf")),
 }  # fmt: skip
 
 
@@ -49,6 +50,11 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path: Path) -> None
         compare([tmp_path], baseline="nope")
     with pytest.raises(UserError, match="nothing to compare"):
         compare([])
+    for size in ("6", "6x", "0x4", "6x400"):
+        with pytest.raises(UserError, match=f"--size {size} is no size"):
+            compare([tmp_path], size=size)
+    with pytest.raises(UserError, match="--drop nope is no column"):
+        compare([tmp_path], drop=["nope"])
     assert not (tmp_path / "report").exists()
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be made"):
@@ -56,8 +62,8 @@ def test_mistakes_are_refused_before_anything_is_written(tmp_path: Path) -> None
 
 
 def test_the_command_can_be_pasted() -> None:
-    made = command(["my runs", "b"], "a (k=1)", "flops", None)
-    assert made == "router-lab compare 'my runs' b --baseline 'a (k=1)' --by flops"
+    made = command(["my runs", "b"], baseline="a (k=1)", by="flops", out=None, metrics=["a", "b"])
+    assert made == "router-lab compare 'my runs' b --baseline 'a (k=1)' --by flops --metric a,b"
 
 
 def test_a_number_can_be_asked_for_as_a_column(tmp_path: Path) -> None:
@@ -132,7 +138,7 @@ def test_the_page_shows_no_folders_of_this_machine(
     compare([tmp_path / "runs"], out=tmp_path / "report")
     text = html.unescape((tmp_path / "report" / "report.html").read_text())
     assert "router-lab train 'plugins=[my_router.py]' data.path=x.txt out=runs" in text
-    assert "router-lab compare runs --by tokens --out report" in text
+    assert "router-lab compare runs --out report" in text
     assert "No such file: 'x.txt'" in text
     assert str(tmp_path) not in text and "/home" not in text
 
@@ -145,7 +151,7 @@ def test_seeds_that_would_decide_between_two_of_three_arms(tmp_path: Path) -> No
             write_run(tmp_path, {**result, "quality": {"bits_per_byte": bits}})
     pairs = compare_arms(collect([tmp_path])).pairs
     assert pairs["a", "c"].real and pairs["b", "c"].real and not pairs["a", "b"].real
-    needed, _ = seeds_to_decide(pairs["a", "b"], len(pairs))
+    needed, _, _ = seeds_to_decide(pairs["a", "b"], len(pairs))
     assert needed is not None
     # a–b differ by 1.02 standard deviations; the 60% interval ends at 1.02 − 1.0607 / √3 = 0.408 of
     # them, and three pairs are tested.

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fake_runs import ARMS, FakeArm, write_grid
 from hypothesis import given, strategies as st
+from PIL import Image
 
 from router_lab.report.collect import collect
 from router_lab.report.comparison import Comparison, compare_arms
@@ -95,3 +96,12 @@ def test_reports_import_nothing_heavy_before_they_draw() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_figures_have_the_size_and_title_asked_for(tmp_path: Path) -> None:
+    root = write_grid(tmp_path, {"capacity": ARMS["capacity"]}, seeds=[0])
+    compared = compare_arms(collect([root]), title="A title")
+    write_figures(compared, tmp_path, (4.0, 3.0))
+    assert Image.open(tmp_path / "curves.png").size == (640, 480)
+    assert ">A title<" in (tmp_path / "curves.svg").read_text()
+    assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")

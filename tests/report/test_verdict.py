@@ -215,8 +215,45 @@ def test_the_seeds_that_decide_allow_for_the_winners_curse() -> None:
         draws = dict(enumerate(rng.normal(0.7, 1.0, 5).tolist()))
         difference = paired_difference(draws, dict.fromkeys(draws, 0.0))
         assert difference is not None
-        needed, at_least = seeds_to_decide(difference, 3)
+        needed, at_least, _ = seeds_to_decide(difference, 3)
         assert needed is None or (at_least is not None and needed >= at_least)
         enough += needed is None or power_of(0.7, needed, 0.05 / 3) >= 0.8
         naive += at_least is None or power_of(0.7, at_least, 0.05 / 3) >= 0.8
     assert enough / trials > 0.7 > naive / trials
+
+
+def test_equivalent_arms_are_named_and_no_sentence_contradicts_it() -> None:
+    rng = random.Random(5)
+    effects = [rng.gauss(0, 0.02) for _ in range(8)]
+    arms = {
+        name: {seed: 2 + effects[seed] + shift + rng.gauss(0, 0.001) for seed in range(8)}
+        for name, shift in (("a", 0.0), ("b", 0.0005), ("c", 0.05))
+    }
+    compared = of_qualities(arms, baseline="c")
+    first, second = (row.name for row in compared.rows[:2])
+    found = verdict(compared)
+    assert found.answer.endswith(f"is better than c; it is equivalent to {second} (within 0.01).")
+    assert f"Against the runner-up {second}" in found.reasons[0]
+    assert found.reasons[0].endswith("Equivalent: the interval is within ±0.01.")
+    assert "not decided" not in said(compared).split("Differences are to")[0]
+    alike = {name: arms[name] for name in ("a", "b")}
+    answer = verdict(of_qualities(alike)).answer
+    assert answer.endswith(f"but {second} is equivalent: within 0.01 bits per byte.")
+    narrow = verdict(of_qualities(alike, margin="0.0001"))
+    assert "not decided yet" in narrow.answer and first in narrow.answer
+
+
+def test_the_open_pairs_are_listed_with_the_seeds_that_would_decide_them() -> None:
+    rng = random.Random(6)
+    arms = {name: {seed: 2 + 0.02 * i + rng.gauss(0, 0.01) for seed in range(3)}
+            for i, name in enumerate("abcde")}  # fmt: skip
+    compared = of_qualities(arms)
+    undecided = {pair for pair, d in compared.pairs.items() if d.decision == "undecided"}
+    (line,) = [line for line in verdict(compared).reasons if line.startswith("Not decided: ")]
+    assert line.startswith(f"Not decided: {len(undecided)} of 10 comparisons.")
+    shown = re.findall(r"(>?\d+) for (\w) and (\w)", line)
+    seeds = [int(n.strip(">")) for n, _, _ in shown]
+    assert seeds == sorted(seeds) and len(shown) == 4
+    for n, one, other in shown:
+        plan = seeds_to_decide(compared.pairs[one, other], 10)
+        assert (one, other) in undecided and n == str(plan.seeds or ">1000")
