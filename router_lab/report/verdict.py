@@ -118,29 +118,22 @@ def _against_the_others(comparison: Comparison, lowest: str) -> tuple[str, str]:
     groups = _by_decision(others)
     worse, same, undecided = groups["different"], groups["equivalent"], groups["undecided"]
     tests = count(len(comparison.pairs), "comparison")
-    within = f"equivalent to {listing(same)} (within {comparison.margin:g})" if same else ""
-    if not undecided and not same:
-        answer = f"{lowest} and is better than every other arm."
+    margin = f"{comparison.margin:g} {comparison.bits}"
+    clauses = []
+    if worse:
+        clauses.append(f"is better than {listing(worse)}")
+    if same:
+        clauses.append(f"is equivalent to {listing(same)} (within {margin})")
+    answer = " and ".join([lowest, *clauses])
+    if undecided and clauses:
+        answer += f"; against {listing(undecided)} the comparison is not decided yet"
+    elif undecided:
+        answer += ", but the comparison is not decided yet: no difference is significant"
+    elif not same:
+        answer = f"{lowest} and is better than every other arm"
         if len(worse) > 1:
             reason = f"Every difference is significant after Holm's correction for {tests}."
-            return answer, reason
-    elif not undecided and not worse:
-        every = "every other arm is" if len(same) > 1 else f"{same[0]} is"
-        answer = (
-            f"{lowest}, but {every} equivalent: within {comparison.margin:g} {comparison.bits}."
-        )
-    elif worse:
-        answer = f"{lowest} and is better than {listing(worse)}"
-        answer += f"; it is {within}" if same else ""
-        against = f"; against {listing(undecided)} the comparison is not decided yet"
-        answer += f"{against if undecided else ''}."
-    elif same:
-        answer = (
-            f"{lowest}; it is {within}, and against {listing(undecided)} the comparison is not "
-            "decided yet."
-        )
-    else:
-        answer = f"{lowest}, but the comparison is not decided yet: no difference is significant."
+            return f"{answer}.", reason
     difference = others[second.name]
     reason = (
         f"Against the runner-up {second.name}: {_test_words(comparison, difference)} "
@@ -150,7 +143,7 @@ def _against_the_others(comparison: Comparison, lowest: str) -> tuple[str, str]:
         reason += f". Equivalent: the interval is within ±{comparison.margin:g}"
     elif not difference.real:
         reason += f". {_seeds_words(comparison, difference)}"
-    return answer, reason + "."
+    return f"{answer}.", f"{reason}."
 
 
 def _by_decision(differences: Mapping[str, Difference]) -> dict[str, list[str]]:

@@ -232,13 +232,15 @@ def test_equivalent_arms_are_named_and_no_sentence_contradicts_it() -> None:
     compared = of_qualities(arms, baseline="c")
     first, second = (row.name for row in compared.rows[:2])
     found = verdict(compared)
-    assert found.answer.endswith(f"is better than c; it is equivalent to {second} (within 0.01).")
+    assert found.answer.endswith(
+        f"is better than c and is equivalent to {second} (within 0.01 bits per byte)."
+    )
     assert f"Against the runner-up {second}" in found.reasons[0]
     assert found.reasons[0].endswith("Equivalent: the interval is within ±0.01.")
     assert "not decided" not in said(compared).split("Differences are to")[0]
     alike = {name: arms[name] for name in ("a", "b")}
     answer = verdict(of_qualities(alike)).answer
-    assert answer.endswith(f"but {second} is equivalent: within 0.01 bits per byte.")
+    assert answer.endswith(f"and is equivalent to {second} (within 0.01 bits per byte).")
     narrow = verdict(of_qualities(alike, margin="0.0001"))
     assert "not decided yet" in narrow.answer and first in narrow.answer
 
