@@ -47,10 +47,6 @@ class Metric:
     def name(self) -> str:
         return self.path.rpartition(".")[2]
 
-    @property
-    def words(self) -> str:
-        return self.name.replace("_", " ")
-
     def between(self, arm: str, other: str) -> Difference | None:
         """arm − other; None for unranked arms, and for an arm and itself."""
         if (arm, other) in self.pairs:
