@@ -57,9 +57,8 @@ class OutputSimilarity(MeanMetric):
             context: of those tokens.
         """
         E, R = experts.n_experts, len(rows_RD)
-        token_R = torch.arange(R, device=rows_RD.device)
-        out_RD, _ = experts(rows_RD.repeat(E, 1), [R] * E, token_R.repeat(E), context)
-        self.add(mean_pairwise_cosine(out_RD.float().view(E, R, -1)).sum(), R)
+        out_ERD = experts.each(rows_RD.expand(E, -1, -1), context)
+        self.add(mean_pairwise_cosine(out_ERD.float()).sum(), R)
 
 
 class ExpertGradients(MeanMetric):

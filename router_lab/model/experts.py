@@ -1,81 +1,21 @@
-"""Experts, applied to rows that are sorted by expert.
+"""Experts, and how they carry out assignments to them.
 
-R rows (one per assignment), E experts, D model width, F expert width. `sizes` is the number of rows
-per expert, a list on the host.
+T tokens, R rows (one per assignment), E experts, D model width, F expert width.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-from router_lab.model.ffn import FFN, Load
-from router_lab.routing import Lookahead, Router, RouterContext, Routing, furthest
+from router_lab.model.dispatch import Plan, combine, dispatch
+from router_lab.model.engines import engine_for
+from router_lab.model.ffn import FFN, Gated, Load
+from router_lab.routing import Assignments, Lookahead, Router, RouterContext, Routing, furthest
 from router_lab.runs.layers import qualified, within
-
-
-class GroupedLinear(torch.autograd.Function):
-    """Multiplies the rows of expert e by weight e and writes each product directly into its slice.
-
-    If the stacked weight were indexed expert by expert, autograd would build a gradient of the
-    whole stack for each expert; here each slice of the gradient is written once.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows_RI: Tensor, weight_EIO: Tensor, sizes: list[int]) -> Tensor:
-        ctx.save_for_backward(rows_RI, weight_EIO)
-        ctx.sizes = sizes
-        out_RO = rows_RI.new_empty(rows_RI.shape[0], weight_EIO.shape[2])
-        for rows, weight, out in zip(
-            rows_RI.split(sizes), weight_EIO.unbind(0), out_RO.split(sizes), strict=True
-        ):
-            torch.mm(rows, weight, out=out)
-        return out_RO
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_RO: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        rows_RI, weight_EIO = ctx.saved_tensors
-        grads = grad_RO.split(ctx.sizes)
-        grad_rows = grad_weight = None
-        if ctx.needs_input_grad[0]:
-            grad_rows = torch.empty_like(rows_RI)
-            for grad, weight, out in zip(
-                grads, weight_EIO.unbind(0), grad_rows.split(ctx.sizes), strict=True
-            ):
-                torch.mm(grad, weight.T, out=out)
-        if ctx.needs_input_grad[1]:
-            grad_weight = torch.empty_like(weight_EIO)
-            for rows, grad, out in zip(
-                rows_RI.split(ctx.sizes), grads, grad_weight.unbind(0), strict=True
-            ):
-                torch.mm(rows.T, grad, out=out)
-        return grad_rows, grad_weight, None
-
-
-def grouped_linear(rows_RI: Tensor, weight_EIO: Tensor, sizes: list[int]) -> Tensor:
-    """Multiplies the rows of expert e by weight e. Respects autocast, like a linear layer."""
-    device = rows_RI.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        rows_RI, weight_EIO = rows_RI.to(dtype), weight_EIO.to(dtype)
-    if rows_RI.is_cuda and rows_RI.dtype == torch.bfloat16 and aligned(weight_EIO):
-        ends = torch.tensor(sizes, device=rows_RI.device).cumsum(0).to(torch.int32)
-        return F.grouped_mm(rows_RI, weight_EIO, offs=ends)
-    rows_RO: Tensor = GroupedLinear.apply(rows_RI, weight_EIO, sizes)  # type: ignore[no-untyped-call]
-    return rows_RO
-
-
-def aligned(weight_EIO: Tensor) -> bool:
-    """Whether the rows of both operands are multiples of 16 bytes, as F.grouped_mm requires. A
-    width solved for a budget may not be."""
-    return all(width * weight_EIO.element_size() % 16 == 0 for width in weight_EIO.shape[1:])
 
 
 class Experts(nn.Module, ABC):
@@ -87,19 +27,21 @@ class Experts(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, rows_RD: Tensor, sizes: list[int], token_R: Tensor, context: RouterContext
+        self, x_TD: Tensor, assignments: Assignments, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
-        """The outputs of the rows, and the records of experts that route again.
+        """The weighted sum of the outputs of each token's experts [T, D], and the records of
+        experts that route again. Assignments to experts ≥ E are left out."""
 
-        Row r is token token_R[r] of `context`.
-        """
+    @abstractmethod
+    def each(self, rows_ERD: Tensor, context: RouterContext) -> Tensor:
+        """The outputs of all experts, for as many rows each; row r is token r of `context`."""
 
     def routers(self) -> dict[str, Router]:
         return {}
 
     def per_expert(self, of: Callable[[nn.Parameter], Tensor]) -> Tensor:
         """Applies `of` to every parameter and flattens the results per expert [E, P]."""
-        return torch.cat([of(p).flatten(1) for p in self.parameters()], dim=1)
+        return torch.cat([of(p).reshape(self.n_experts, -1) for p in self.parameters()], dim=1)
 
     @abstractmethod
     def output_weights(self) -> Iterator[Tensor]:
@@ -118,32 +60,63 @@ class Experts(nn.Module, ABC):
         return sum(rows_E) * self.active_params()
 
 
-class StackedSwiGLU(Experts):
-    """E bias-free SwiGLU experts as two stacked weights: the experts of Mixtral."""
+class StackedExperts(Experts):
+    """E gated experts as stacked weights, carried out by an engine.
 
-    def __init__(self, n_experts: int, d_model: int, d_hidden: int) -> None:
+    Args:
+        experts: their weights.
+        engine: name of the engine; None: the fastest (see `engine_for`).
+    """
+
+    def __init__(self, experts: Gated, engine: str | None = None) -> None:
         super().__init__()
-        self.n_experts = n_experts
-        self.gate_up_EDF = nn.Parameter(
-            torch.randn(n_experts, d_model, 2 * d_hidden) * d_model**-0.5
+        self.n_experts = len(experts.gate_up_EDF)
+        self.act = experts.act
+        self.engine = engine
+        self.gate_up_EDF = nn.Parameter(experts.gate_up_EDF)
+        self.down_EFD = nn.Parameter(experts.down_EFD)
+        # In one dimension, as those of a single expert: an optimiser decays what has two.
+        self.gate_up_bias: nn.Parameter | None = None
+        self.down_bias: nn.Parameter | None = None
+        if experts.gate_up_bias_EF is not None and experts.down_bias_ED is not None:
+            self.gate_up_bias = nn.Parameter(experts.gate_up_bias_EF.flatten())
+            self.down_bias = nn.Parameter(experts.down_bias_ED.flatten())
+        engine_for(engine, experts, 1)  # refuses what cannot run
+
+    def weights(self) -> Gated:
+        """In the dtype of autocast, if it is on."""
+        up, down = self.gate_up_bias, self.down_bias
+        experts = Gated(
+            self.act,
+            self.gate_up_EDF,
+            self.down_EFD,
+            None if up is None else up.view(self.n_experts, -1),
+            None if down is None else down.view(self.n_experts, -1),
         )
-        self.down_EFD = nn.Parameter(torch.randn(n_experts, d_hidden, d_model) * d_hidden**-0.5)
+        device = self.down_EFD.device.type
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+            experts = experts.map(lambda t: t.to(dtype))
+        return experts
 
     def forward(
-        self, rows_RD: Tensor, sizes: list[int], token_R: Tensor, context: RouterContext
+        self, x_TD: Tensor, assignments: Assignments, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
-        return self.swiglu(rows_RD, sizes), {}
+        experts = self.weights()
+        engine = engine_for(self.engine, experts, len(assignments))
+        plan = Plan(assignments, len(x_TD), self.n_experts)
+        return engine(x_TD.to(experts.down_EFD.dtype), experts, plan), {}
 
-    def swiglu(self, rows_RD: Tensor, sizes: list[int]) -> Tensor:
-        """The outputs alone, for rows that are not tokens."""
-        gate_RF, up_RF = grouped_linear(rows_RD, self.gate_up_EDF, sizes).chunk(2, dim=-1)
-        return grouped_linear(F.silu(gate_RF) * up_RF, self.down_EFD, sizes)
+    def each(self, rows_ERD: Tensor, context: RouterContext) -> Tensor:
+        """As the base class; the rows need not be tokens."""
+        experts = self.weights()
+        return experts(rows_ERD.to(experts.down_EFD.dtype))
 
     def output_weights(self) -> Iterator[Tensor]:
         yield self.down_EFD
 
     def active_params(self) -> float:
-        return (self.gate_up_EDF.numel() + self.down_EFD.numel()) / self.n_experts
+        return sum(p.numel() for p in self.parameters()) / self.n_experts
 
 
 class ExpertList(Experts):
@@ -160,17 +133,27 @@ class ExpertList(Experts):
         return [expert for expert in self.experts if isinstance(expert, FFN)]
 
     def forward(
-        self, rows_RD: Tensor, sizes: list[int], token_R: Tensor, context: RouterContext
+        self, x_TD: Tensor, assignments: Assignments, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
+        plan = Plan(assignments, len(x_TD), self.n_experts)
         outputs, routings = [], {}
-        parts = zip(self._each(), rows_RD.split(sizes), token_R.split(sizes), strict=True)
-        for e, (expert, rows, token) in enumerate(parts):
+        sizes = [*plan.sizes, len(assignments) - sum(plan.sizes)]
+        *parts, idle_RD = dispatch(x_TD, plan).split(sizes)
+        for e, (expert, rows) in enumerate(zip(self._each(), parts, strict=True)):
             if len(rows) == 0:
                 continue
+            token = plan.token_R.split(sizes)[e]
             out, inner = expert(rows, context.select(token, expert=e))
             outputs.append(out)
             routings.update({qualified(f"expert{e}", name): r for name, r in inner.items()})
-        return torch.cat(outputs) if outputs else rows_RD, routings
+        dtype = outputs[0].dtype if outputs else x_TD.dtype
+        rows_RD = torch.cat([*outputs, torch.zeros_like(idle_RD, dtype=dtype)])
+        return combine(rows_RD, assignments.weight_A, plan), routings
+
+    def each(self, rows_ERD: Tensor, context: RouterContext) -> Tensor:
+        all_R = torch.arange(rows_ERD.shape[1], device=rows_ERD.device)
+        pairs = enumerate(zip(self._each(), rows_ERD, strict=True))
+        return torch.stack([e(rows, context.select(all_R, expert=i))[0] for i, (e, rows) in pairs])
 
     def routers(self) -> dict[str, Router]:
         return {

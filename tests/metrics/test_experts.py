@@ -12,14 +12,15 @@ from helpers import context_of
 from torch import Tensor
 
 from router_lab.metrics import ExpertGradients, OutputSimilarity, WeightSimilarity
-from router_lab.model.experts import ExpertList, Experts, StackedSwiGLU
+from router_lab.model.experts import ExpertList, Experts, StackedExperts
+from router_lab.model.ffn import Gated
 from router_lab.model.ffns.mlp import MLP
 
 D, F_, E = 6, 5, 4
 
 
 def stacked() -> Experts:
-    return StackedSwiGLU(E, D, F_)
+    return StackedExperts(Gated.random(E, D, F_))
 
 
 def listed() -> Experts:
@@ -44,7 +45,7 @@ def test_weight_similarity_is_the_mean_over_pairs(make: type) -> None:
 
 
 def test_copies_of_one_expert_are_alike() -> None:
-    experts = StackedSwiGLU(E, D, F_)
+    experts = StackedExperts(Gated.random(E, D, F_))
     for p in experts.parameters():
         p.data = p.data[:1].expand_as(p).clone()
     weights, outputs = WeightSimilarity(), OutputSimilarity()

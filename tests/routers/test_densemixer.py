@@ -10,7 +10,7 @@ import torch
 from helpers import build_layer, context_of
 from torch import Tensor, nn
 
-from router_lab.model.experts import StackedSwiGLU
+from router_lab.model.experts import StackedExperts
 from router_lab.model.ffns.moe import MoE
 
 T, D, E = 24, 8, 6
@@ -25,7 +25,7 @@ def every_output(moe: MoE, x_TD: Tensor) -> Tensor:
     """What each expert makes of each token [T, E, D]."""
     outputs = []
     experts = moe.experts
-    assert isinstance(experts, StackedSwiGLU)
+    assert isinstance(experts, StackedExperts)
     for gate_up, down in zip(experts.gate_up_EDF, experts.down_EFD, strict=True):
         gate, up = (x_TD @ gate_up).chunk(2, dim=-1)
         outputs.append((nn.functional.silu(gate) * up) @ down)

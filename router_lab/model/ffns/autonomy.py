@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from router_lab.model.dispatch import combine, dispatch, sort_by_expert
-from router_lab.model.experts import grouped_linear
+from router_lab.model.dispatch import Plan, combine, dispatch
+from router_lab.model.engines import grouped_linear
 from router_lab.model.ffn import BALANCED, FFN, Load
 from router_lab.registry import register
 from router_lab.routing import Gate, RouterContext, Routing, refused
@@ -70,14 +70,14 @@ class AutonomyOfExperts(FFN):
         if self.norm_topk_prob:
             weight_TK = weight_TK / weight_TK.sum(dim=-1, keepdim=True)
         routing = Routing.from_topk(index_TK, weight_TK, logits_TE, probs_TE, context=context)
-        plan = sort_by_expert(routing.taken, len(x_TD))
+        plan = Plan(routing.taken, len(x_TD), self.n_experts)
         rows_RD = dispatch(x_TD, plan)
-        pair_R = plan.token_R * self.n_experts + routing.taken.expert_A[plan.order_R]
+        pair_R = plan.token_R * self.n_experts + plan.expert_R
         low_RL = low_TEL.flatten(0, 1).index_select(0, pair_R).to(x_TD.dtype)
-        gate_RF = grouped_linear(low_RL, self.up_ELF, plan.sizes)
-        value_RF = grouped_linear(rows_RD, self.value_EDF, plan.sizes)
-        rows_RD = grouped_linear(F.silu(gate_RF) * value_RF, self.out_EFD, plan.sizes)
-        y_TD = combine(rows_RD, routing.taken.weight_A[plan.order_R], plan)
+        gate_RF = grouped_linear(low_RL, self.up_ELF, plan)
+        value_RF = grouped_linear(rows_RD, self.value_EDF, plan)
+        rows_RD = grouped_linear(F.silu(gate_RF) * value_RF, self.out_EFD, plan)
+        y_TD = combine(rows_RD, routing.taken.weight_A, plan)
         return y_TD.to(x_TD.dtype), {"": routing}
 
     def output_weights(self) -> Iterator[Tensor]:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from router_lab.model.ffn import FFN, Linear
+from router_lab.model.ffn import FFN, Gated, Linear
 from router_lab.model.fused import swiglu
 from router_lab.registry import register
 from router_lab.routing import RouterContext, Routing
@@ -25,6 +25,10 @@ class MLP(FFN):
         super().__init__(d_model, d_hidden)
         self.gate_up = Linear(d_model, 2 * d_hidden, bias=bias)
         self.down = Linear(d_hidden, d_model, bias=bias)
+
+    def gated(self) -> Gated:
+        up, down = self.gate_up, self.down
+        return Gated("silu", up.weight.T, down.weight.T, up.bias, down.bias)
 
     def forward(self, x_TD: Tensor, context: RouterContext) -> tuple[Tensor, dict[str, Routing]]:
         return self.down(swiglu(self.gate_up(x_TD))), {}

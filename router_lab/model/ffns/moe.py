@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from router_lab.capacity import build_capacity
 from router_lab.errors import UserError
-from router_lab.model.dispatch import Plan, combine, dispatch, sort_by_expert
-from router_lab.model.experts import ExpertList, Experts, StackedSwiGLU, special_expert
-from router_lab.model.ffn import BALANCED, DENSE, FFN, Load, build_ffn
+from router_lab.model.experts import ExpertList, Experts, StackedExperts, special_expert
+from router_lab.model.ffn import BALANCED, DENSE, FFN, Gated, Load, build_ffn
 from router_lab.model.ffns.mlp import MLP
 from router_lab.registry import register
 from router_lab.routing import (
     ROUTERS,
+    Assignments,
     Gate,
     Router,
     RouterContext,
@@ -38,10 +38,10 @@ class MoE(FFN):
         1. The router assigns experts and weights to each token.
         2. The capacity stage, if any, drops what exceeds an expert's capacity.
     `carry_out`:
-        3. Dispatch: one row per assignment, sorted by expert.
-        4. Each expert computes one slice of rows.
-        5. Combine: the weighted sum of each token's rows.
-        6. Add what the router keeps of x (`keeps_rest`) and the shared expert, if any.
+        3. The experts: the weighted sum of the outputs of each token's experts, by an engine (see
+           router_lab.model.engines).
+        4. The special experts, if any, likewise.
+        5. Add what the router keeps of x (`keeps_rest`) and the shared expert, if any.
 
     Args:
         n_experts: feed-forward experts.
@@ -55,6 +55,8 @@ class MoE(FFN):
             shared) / (k + 1)), `gate` (Qwen2-MoE: routed + σ(w·x) · shared).
         special: number of experts without a feed-forward computation, by kind (zero, copy,
             constant). The router numbers them after the feed-forward experts.
+        engine: how stacked experts (`mlp`, `mistral`) are computed: cached, grouped, padded, or one
+            of a plugin. null: the fastest for device, dtype and shape. All agree up to rounding.
         token_counts: see `Router`.
     """
 
@@ -69,6 +71,7 @@ class MoE(FFN):
         n_shared: int = 0,
         shared_combine: Literal["add", "average", "gate"] = "add",
         special: Mapping[str, int] | None = None,
+        engine: str | None = None,
         token_counts: TokenCounts | None = None,
     ) -> None:
         super().__init__(d_model, d_hidden)
@@ -85,7 +88,7 @@ class MoE(FFN):
         )
         self.default_losses = self.router.default_losses
         self.capacity = build_capacity(capacity) if capacity else self.router.capacity
-        self.experts = build_experts(expert, n_experts, d_model, d_hidden, token_counts)
+        self.experts = build_experts(expert, n_experts, d_model, d_hidden, token_counts, engine)
         limit = self.capacity
         self.lookahead = furthest(
             self.router.lookahead,
@@ -111,15 +114,9 @@ class MoE(FFN):
     def carry_out(self, x_TD: Tensor, routing: Routing) -> tuple[Tensor, dict[str, Routing]]:
         """The layer's output [T, D] for this record, and the records of experts that route
         again."""
-        computed = routing.with_ghosts()
-        plan = sort_by_expert(computed, len(x_TD))
-        rows_RD = dispatch(x_TD, plan)
-        weight_R = computed.weight_A[plan.order_R]
-        if self.router.weight_on == "input":
-            rows_RD = rows_RD * weight_R[:, None].to(rows_RD.dtype)
-            weight_R = torch.ones_like(weight_R)
-        rows_RD, inner = self._experts(rows_RD, plan, routing.context)
-        y_TD = combine(rows_RD, weight_R, plan).to(x_TD.dtype)
+        compute = self._compute_weighted if self.router.weight_on == "input" else self._compute
+        y_TD, inner = compute(x_TD, routing.with_ghosts(), routing.context)
+        y_TD = y_TD.to(x_TD.dtype)
         if self.router.keeps_rest:
             rest_T = 1 - routing.asked.weight_sum_T(len(x_TD))
             y_TD = y_TD + rest_T[:, None].to(x_TD.dtype) * x_TD
@@ -132,19 +129,42 @@ class MoE(FFN):
 
         Not a decorator: that would add a second to the import.
         """
-        self._experts = torch.compiler.disable(self._experts)  # type: ignore[method-assign]
+        self._compute = torch.compiler.disable(self._compute)  # type: ignore[method-assign]
 
-    def _experts(
-        self, rows_RD: Tensor, plan: Plan, context: RouterContext
+    def _compute(
+        self, x_TD: Tensor, computed: Assignments, context: RouterContext
     ) -> tuple[Tensor, dict[str, Routing]]:
-        sizes, n = plan.sizes, self.experts.n_experts
-        if not self.special:
-            out_RD, inner = self.experts(rows_RD, sizes, plan.token_R, context)
-            return out_RD, inner
-        ffn_RD, *special = rows_RD.split([sum(sizes[:n]), *sizes[n:]])
-        out_RD, inner = self.experts(ffn_RD, sizes[:n], plan.token_R[: len(ffn_RD)], context)
-        special = [expert(rows) for expert, rows in zip(self.special, special, strict=True)]
-        return torch.cat([out_RD, *(rows.to(out_RD.dtype) for rows in special)]), inner
+        """The weighted sum of the outputs of each token's experts, the special ones included."""
+        y_TD, inner = self.experts(x_TD, computed, context)
+        n, kinds = self.experts.n_experts, self.kinds
+        if "copy" in kinds:  # those of a kind are adjacent
+            first = kinds.index("copy")
+            past = first + kinds.count("copy")
+            other_A = (computed.expert_A < first) | (computed.expert_A >= past)
+            copied = replace(computed, weight_A=computed.weight_A.masked_fill(other_A, 0))
+            y_TD = y_TD + copied.weight_sum_T(len(x_TD))[:, None].to(x_TD.dtype) * x_TD
+        for e in [e for e, kind in enumerate(kinds) if kind == "constant"]:
+            index_A = (computed.expert_A == e).nonzero().squeeze(1)
+            token_A, weight_A = computed.token_A[index_A], computed.weight_A[index_A]
+            rows_AD = self.special[e - n](x_TD.index_select(0, token_A))
+            rows_AD = rows_AD * weight_A[:, None].to(rows_AD.dtype)
+            y_TD = y_TD.index_add(0, token_A, rows_AD.to(y_TD.dtype))
+        return y_TD, inner
+
+    def _compute_weighted(
+        self, x_TD: Tensor, computed: Assignments, context: RouterContext
+    ) -> tuple[Tensor, dict[str, Routing]]:
+        """As `_compute`, but the combine weight multiplies the input of the expert."""
+        token_A, weight_A = computed.token_A, computed.weight_A
+        rows_AD = x_TD.index_select(0, token_A) * weight_A[:, None].to(x_TD.dtype)
+        alone = replace(
+            computed,
+            token_A=torch.arange(len(token_A), device=token_A.device),
+            weight_A=torch.ones_like(weight_A),
+            k=1,
+        )
+        y_AD, inner = self._compute(rows_AD, alone, context.select(token_A))
+        return torch.zeros_like(x_TD).index_add(0, token_A, y_AD.to(x_TD.dtype)), inner
 
     def _with_shared(self, routed_TD: Tensor, x_TD: Tensor, context: RouterContext) -> Tensor:
         assert self.shared is not None
@@ -228,10 +248,20 @@ def build_experts(
     d_model: int,
     d_hidden: int,
     token_counts: TokenCounts | None = None,
+    engine: str | None = None,
 ) -> Experts:
-    """Stacked weights for bias-free SwiGLU experts, a list of modules for any other kind."""
+    """Stacked weights for gated experts, a list of modules for any other kind."""
     config = {name: value for name, value in config.items() if (name, value) != ("bias", False)}
     if config.get("name") == "mlp" and config.keys() <= {"name", "d_hidden"}:
-        return StackedSwiGLU(n_experts, d_model, config.get("d_hidden") or d_hidden)
+        width = config.get("d_hidden") or d_hidden
+        return StackedExperts(Gated.random(n_experts, d_model, width), engine)
     experts = [build_ffn(config, d_model, d_hidden, token_counts) for _ in range(n_experts)]
+    gated = [one for expert in experts if (one := expert.gated()) is not None]
+    if len(gated) == n_experts:
+        return StackedExperts(Gated.stack(gated), engine)
+    if engine is not None:
+        raise UserError(
+            f"ffn.engine={engine} is for experts whose weights can be stacked (mlp, mistral), not "
+            f"for ffn.expert={config['name']}; leave it out."
+        )
     return ExpertList(experts)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from router_lab.model.experts import StackedSwiGLU
-from router_lab.model.ffn import BALANCED, FFN, Load
+from router_lab.model.experts import StackedExperts
+from router_lab.model.ffn import BALANCED, FFN, Gated, Load
 from router_lab.registry import register
 from router_lab.routing import RouterContext, Routing, refused
 
@@ -63,7 +63,7 @@ class SoftMoE(FFN):
         self.slots_per_expert = slots_per_expert
         self.seq_len = seq_len
         self.normalize = normalize
-        self.experts = StackedSwiGLU(n_experts, d_model, d_hidden)
+        self.experts = StackedExperts(Gated.random(n_experts, d_model, d_hidden))
         # N = E · p slots; those of an expert are adjacent.
         n_slots = n_experts * slots_per_expert
         self.slot_ND = nn.Parameter(torch.randn(n_slots, d_model) * d_model**-0.5)
@@ -79,9 +79,9 @@ class SoftMoE(FFN):
         z_BSN = z_TN.new_full((B, S, z_TN.shape[1]), none).index_put(where, z_TN)
         x_BSD = x_TD.new_zeros(B, S, x_TD.shape[1]).index_put(where, x_TD)
         slots_BND = z_BSN.softmax(dim=1).to(x_TD.dtype).mT @ x_BSD
-        rows_RD = slots_BND.unflatten(1, (E, -1)).transpose(0, 1).flatten(0, 2)
-        rows_RD = self.experts.swiglu(rows_RD, [B * self.slots_per_expert] * E)
-        slots_BND = rows_RD.unflatten(0, (E, B, -1)).transpose(0, 1).flatten(1, 2)
+        rows_ERD = slots_BND.unflatten(1, (E, -1)).transpose(0, 1).flatten(1, 2)
+        rows_ERD = self.experts.each(rows_ERD, context)
+        slots_BND = rows_ERD.unflatten(1, (B, -1)).transpose(0, 1).flatten(1, 2)
         y_BSD = z_BSN.softmax(dim=2).to(slots_BND.dtype) @ slots_BND
         return y_BSD[where].to(x_TD.dtype), {"": self._record(z_TN, context)}
 

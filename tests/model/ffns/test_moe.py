@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from helpers import build_layer, context_of
 from torch import Tensor, nn
 
 from router_lab.errors import UserError
-from router_lab.model.dispatch import combine, dispatch, sort_by_expert
-from router_lab.model.experts import GroupedLinear, StackedSwiGLU, aligned
+from router_lab.model.dispatch import Plan, combine, dispatch
+from router_lab.model.experts import ExpertList, StackedExperts
+from router_lab.model.ffn import ACTIVATIONS
 from router_lab.model.ffns.mistral import MistralMLP
 from router_lab.model.ffns.mlp import MLP
 from router_lab.model.ffns.moe import MoE
@@ -45,8 +45,13 @@ def expert_output(moe: MoE, e: int, x: Tensor, context: RouterContext, token: in
             return x
         mix = (special.mix.weight @ x).exp()
         return (mix[0] * x + mix[1] * special.value_D) / mix.sum()
-    if isinstance(moe.experts, StackedSwiGLU):
-        return swiglu(x, moe.experts.gate_up_EDF[e], moe.experts.down_EFD[e])
+    if isinstance(moe.experts, StackedExperts):
+        weights = moe.experts.weights()
+        gate_up, down, up_bias, down_bias = (0 if t is None else t[e] for t in weights.tensors)
+        gate, up = (x @ gate_up + up_bias).chunk(2, dim=-1)
+        out: Tensor = (ACTIVATIONS[weights.act](gate) * up) @ down + down_bias
+        return out
+    assert isinstance(moe.experts, ExpertList)
     expert = moe.experts.experts[e]
     if isinstance(expert, MoE):
         return naive(expert, x[None], context.select(torch.tensor([token])))[0]
@@ -210,57 +215,12 @@ def routed(T: int, k: int, E: int, drop: bool = False) -> Any:
 
 @pytest.mark.parametrize("drop", [False, True])
 def test_gradients_in_float64(drop: bool) -> None:
-    plan = sort_by_expert(routed(5, 2, 4, drop), 5)
+    plan = Plan(routed(5, 2, 4, drop), 5, 4)
     R = len(plan.token_R)
     x_TD, rows_RD, weight_R = torch.randn(5, 3), torch.randn(R, 3), torch.rand(R)
     inputs = [t.double().requires_grad_() for t in (x_TD, rows_RD, weight_R)]
     assert torch.autograd.gradcheck(lambda x: dispatch(x, plan), inputs[:1])
     assert torch.autograd.gradcheck(lambda r, w: combine(r, w, plan), inputs[1:])
-
-
-def test_grouped_linear_in_float64() -> None:
-    """With an empty expert in the middle and one at the end."""
-    sizes = [3, 0, 4, 0]
-    rows = torch.randn(7, 3, dtype=torch.double, requires_grad=True)
-    weight = torch.randn(4, 3, 5, dtype=torch.double, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda r, w: GroupedLinear.apply(r, w, sizes), (rows, weight))
-    out = GroupedLinear.apply(rows, weight, sizes)
-    assert torch.equal(out[3:], rows[3:] @ weight[2])
-    (grad,) = torch.autograd.grad(out.sum(), weight)
-    assert (grad[1] == 0).all() and (grad[3] == 0).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_grouped_linear_is_grouped_mm(dtype: torch.dtype) -> None:
-    """The path of bf16 on a GPU, on the CPU."""
-    sizes = [3, 0, 9, 4]
-    rows = torch.randn(16, 8).to(dtype).requires_grad_()
-    weight = torch.randn(4, 8, 16).to(dtype).requires_grad_()
-    ends = torch.tensor(sizes).cumsum(0).to(torch.int32)
-    probe = torch.randn(16, 16).to(dtype)
-    ours = GroupedLinear.apply(rows, weight, sizes)
-    theirs = F.grouped_mm(rows, weight, offs=ends)
-    tolerance = 1e-5 if dtype == torch.float32 else 0.1
-    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
-    for a, b in zip(
-        torch.autograd.grad((ours * probe).sum(), (rows, weight)),
-        torch.autograd.grad((theirs * probe).sum(), (rows, weight)),
-        strict=True,
-    ):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(8, 16), (8, 6), (6, 8), (8, 12)], ids=str)
-def test_widths_that_grouped_mm_takes_are_known(dtype: torch.dtype, shape: Any) -> None:
-    rows, weight = torch.randn(4, shape[0]).to(dtype), torch.randn(2, *shape).to(dtype)
-    try:
-        F.grouped_mm(rows, weight, offs=torch.tensor([1, 4], dtype=torch.int32))
-    except RuntimeError as error:
-        assert "multiple of 16 bytes" in str(error)
-        assert not aligned(weight)
-    else:
-        assert aligned(weight)
 
 
 def test_autocast_leaves_the_gate_in_float32() -> None:
