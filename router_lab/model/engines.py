@@ -140,7 +140,7 @@ class _Tile:
 def _tiles(plan: Plan, row_bytes: int) -> Iterator[_Tile]:
     start, most = 0, max(TILE // row_bytes, 64)
     for expert, size in enumerate(plan.sizes):
-        for i in range(0, size, most):
+        for i in range(0, max(size, 1), most):  # without rows, the gradients are set to 0
             rows = slice(start + i, start + min(i + most, size))
             yield _Tile(plan, rows, expert, first=i == 0)
         start += size

@@ -15,6 +15,7 @@ from router_lab.metrics import ExpertGradients, OutputSimilarity, WeightSimilari
 from router_lab.model.experts import ExpertList, Experts, StackedExperts
 from router_lab.model.ffn import Gated
 from router_lab.model.ffns.mlp import MLP
+from router_lab.routing import Assignments
 
 D, F_, E = 6, 5, 4
 
@@ -25,6 +26,13 @@ def stacked() -> Experts:
 
 def listed() -> Experts:
     return ExpertList([MLP(D, F_, bias=True) for _ in range(E)])
+
+
+def to(expert_T: list[int]) -> Assignments:
+    """Each token to one expert, with weight 1."""
+    T = len(expert_T)
+    zeros_A = torch.zeros(T, dtype=torch.long)
+    return Assignments(torch.arange(T), torch.tensor(expert_T), torch.ones(T), zeros_A, E, 1)
 
 
 def parts(experts: Experts, e: int) -> list[Tensor]:
@@ -60,8 +68,7 @@ def test_output_similarity_asks_every_expert_about_every_row(make: type) -> None
     experts, rows_RD = make(), torch.randn(3, D)
     outputs = []
     for e in range(E):
-        sizes = [3 if i == e else 0 for i in range(E)]
-        outputs.append(experts(rows_RD, sizes, torch.arange(3), context_of(1, 3))[0].detach())
+        outputs.append(experts(rows_RD, to([e, e, e]), context_of(1, 3))[0].detach())
     pairs = [
         float(F.cosine_similarity(outputs[i][r], outputs[j][r], dim=0))
         for i, j in permutations(range(E), 2)
@@ -78,9 +85,9 @@ def test_gradient_norm_of_each_expert(make: type) -> None:
     experts = make()
     metric = ExpertGradients(E)
     norms = []
-    for sizes in ([2, 0, 3, 1], [1, 0, 0, 5]):  # nobody asks expert 1
+    for chosen in ([0, 0, 2, 2, 2, 3], [0, 3, 3, 3, 3, 3]):  # nobody asks expert 1
         experts.zero_grad()
-        out_RD, _ = experts(torch.randn(6, D), sizes, torch.arange(6), context_of(1, 6))
+        out_RD, _ = experts(torch.randn(6, D), to(chosen), context_of(1, 6))
         out_RD.square().sum().backward()
         metric.update(experts)
         for p in experts.parameters():
