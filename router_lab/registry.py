@@ -37,11 +37,12 @@ LOOSE = "router_lab_plugin_"
 """Prefix of the module name of a file that was loaded by its path."""
 REGISTRIES: dict[str, Registry[Any]] = {}
 """By kind; each is created beside its base class."""
-KINDS = ("routers", "ffns", "losses", "capacities", "data", "optimisers")
+KINDS = ("routers", "ffns", "losses", "capacities", "data", "optimisers", "engines")
 """The kinds that can be extended, by plural name; `model` and `trainer` have one class each."""
 HOMES = (
     "router_lab.routing",
     "router_lab.model.ffn",
+    "router_lab.model.engines",
     "router_lab.model.transformer",
     "router_lab.model.optim",
     "router_lab.losses",

@@ -302,16 +302,3 @@ def refused_by_grouped_mm(weight_EIO: Tensor) -> str:
     if any(width % step for width in widths):
         return f"needs widths that are multiples of {step}, and here they are {tuple(widths)}"
     return ""
-
-
-def grouped_linear(rows_RI: Tensor, weight_EIO: Tensor, plan: Plan) -> Tensor:
-    """Each row times the weight of its expert [R, O]. Respects autocast, like a linear layer."""
-    device = rows_RI.device.type
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-        rows_RI, weight_EIO = rows_RI.to(dtype), weight_EIO.to(dtype)
-    if not refused_by_grouped_mm(weight_EIO):
-        return F.grouped_mm(rows_RI, weight_EIO, offs=plan.ends_E)
-    # Indexed expert by expert, the weight would get a gradient of the whole stack from each.
-    parts = zip(rows_RI.split(plan.sizes), weight_EIO.unbind(0), strict=True)
-    return torch.cat([rows @ weight for rows, weight in parts])

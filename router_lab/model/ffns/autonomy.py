@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from router_lab.model.dispatch import Plan, combine, dispatch
-from router_lab.model.engines import grouped_linear
+from router_lab.model.engines import refused_by_grouped_mm
 from router_lab.model.ffn import BALANCED, FFN, Load
 from router_lab.registry import register
 from router_lab.routing import Gate, RouterContext, Routing, refused
@@ -89,3 +89,16 @@ class AutonomyOfExperts(FFN):
 
     def matmul_params(self, load: Load = BALANCED, rows: float = 1.0) -> float:
         return rows * self.active_params()
+
+
+def grouped_linear(rows_RI: Tensor, weight_EIO: Tensor, plan: Plan) -> Tensor:
+    """Each row times the weight of its expert [R, O]. Respects autocast, like a linear layer."""
+    device = rows_RI.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        rows_RI, weight_EIO = rows_RI.to(dtype), weight_EIO.to(dtype)
+    if not refused_by_grouped_mm(weight_EIO):
+        return F.grouped_mm(rows_RI, weight_EIO, offs=plan.ends_E)
+    # Indexed expert by expert, the weight would get a gradient of the whole stack from each.
+    parts = zip(rows_RI.split(plan.sizes), weight_EIO.unbind(0), strict=True)
+    return torch.cat([rows @ weight for rows, weight in parts])
