@@ -151,3 +151,14 @@ def combine(rows_RD: Tensor, weight_A: Tensor, plan: Plan) -> Tensor:
     """The weighted sum of each token's rows [T, D]; zero for a token without rows."""
     y_TD: Tensor = _Combine.apply(rows_RD, weight_A, plan)  # type: ignore[no-untyped-call]
     return y_TD
+
+
+def refused_by_grouped_mm(weight_EIO: Tensor) -> str:
+    """Why F.grouped_mm does not take this weight, as the end of a sentence; "" if it does."""
+    dtype, widths = weight_EIO.dtype, weight_EIO.shape[1:]
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"does not multiply in {str(dtype).removeprefix('torch.')}"
+    step = 16 // dtype.itemsize
+    if any(width % step for width in widths):
+        return f"needs widths that are multiples of {step}, and here they are {tuple(widths)}"
+    return ""

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from router_lab.errors import UserError
-from router_lab.model.dispatch import Plan, bag, combine, dispatch
+from router_lab.model.dispatch import Plan, bag, combine, dispatch, refused_by_grouped_mm
 from router_lab.model.ffn import ACTIVATIONS, SLOPES, Gated
 from router_lab.registry import Registry, register
 
@@ -88,8 +88,10 @@ class _Whole:
         return out_RO
 
     def of(self, bias_EO: Tensor) -> Tensor:
-        """The bias of each row's expert."""
-        return bias_EO.index_select(0, self.plan.expert_R.clamp_max(len(bias_EO) - 1))
+        """The bias of each row's expert; 0 for a row of none of them."""
+        bias_RO = bias_EO.index_select(0, self.plan.expert_R.clamp_max(len(bias_EO) - 1))
+        idle_R1 = self.plan.idle_R1
+        return bias_RO if idle_R1 is None else bias_RO.masked_fill(idle_R1, 0)
 
     def outer(self, rows_RI: Tensor, grad_RO: Tensor, into_EIO: Tensor) -> Tensor:
         """`into_EIO`, with the gradient of the weight in `times`."""
@@ -291,14 +293,3 @@ class Padded(Engine):
 
 
 CACHED, GROUPED, PADDED = Cached(), Grouped(), Padded()
-
-
-def refused_by_grouped_mm(weight_EIO: Tensor) -> str:
-    """Why F.grouped_mm does not take this weight, as the end of a sentence; "" if it does."""
-    dtype, widths = weight_EIO.dtype, weight_EIO.shape[1:]
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"does not multiply in {str(dtype).removeprefix('torch.')}"
-    step = 16 // dtype.itemsize
-    if any(width % step for width in widths):
-        return f"needs widths that are multiples of {step}, and here they are {tuple(widths)}"
-    return ""

@@ -128,6 +128,7 @@ def case(
 @example(40, 256, 2, False, 0, True, "silu", "cached", 2**19, 0)
 @example(40, 256, 5, False, 3, True, "gelu", "padded", 2**19, 0)
 @example(1, 8, None, False, 3, True, "relu2", "grouped", 2**19, 1)
+@example(1, 1, None, False, 3, True, "gelu", "grouped", 2**19, 0)
 def test_every_engine_is_the_loop(
     T: int,
     E: int,

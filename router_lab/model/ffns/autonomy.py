@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from router_lab.model.dispatch import Plan, combine, dispatch
-from router_lab.model.engines import refused_by_grouped_mm
+from router_lab.model.dispatch import Plan, combine, dispatch, refused_by_grouped_mm
 from router_lab.model.ffn import BALANCED, FFN, Load
 from router_lab.registry import register
 from router_lab.routing import Gate, RouterContext, Routing, refused
