@@ -56,7 +56,7 @@ def test_the_result_lists_every_term_of_the_loss(tmp_path: Path) -> None:
     options = ["loss=z", "loss.z.coef=0.5", "loss.z.reduce=mean"]
     result, _ = train(tmp_path / "moe", *OPTIONS, "router=noisy_topk", *options)
     assert result["losses"] == [z, *own]
-    result, _ = train(tmp_path / "dense", *OPTIONS, "ffn=mlp", *options)
+    result, _ = train(tmp_path / "dense", *OPTIONS, "ffn=mlp")
     assert result["losses"] == []  # nothing routes, so nothing acted
 
 

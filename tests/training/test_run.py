@@ -37,14 +37,16 @@ def test_bits_per_token_and_a_budget_that_is_rounded_up(
     assert "rounded up" not in capfd.readouterr().out
 
 
-def test_what_a_dense_ffn_does_not_take_up_makes_no_other_run(
+def test_what_a_dense_ffn_does_not_use_is_refused_and_what_a_router_uses_makes_a_run(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     command = ["train", *tiny("budget=tokens:200"), f"out={tmp_path}"]
     main([*command, "ffn=mlp"])
     capfd.readouterr()
-    main([*command, "ffn=mlp", "router=switch", "capacity=position", "loss=z"])
-    assert "Already finished" in capfd.readouterr().out
+    for override in ("router=switch", "capacity=position", "loss=z"):
+        with pytest.raises(SystemExit):
+            main([*command, "ffn=mlp", override])
+        assert f"{override} has no effect with ffn=mlp" in capfd.readouterr().err
     main([*command, "router=switch"])
     main([*command, "router=switch", "capacity=position"])
     main([*command, "router=switch", "loss=z"])
