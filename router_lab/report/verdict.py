@@ -132,7 +132,7 @@ def _against_the_others(comparison: Comparison, lowest: str) -> tuple[str, str]:
     elif not same:
         answer = f"{lowest} and is better than every other arm"
         if len(worse) > 1:
-            reason = f"Every difference is significant after Holm's correction for {tests}."
+            reason = f"Each difference from it is significant after Holm's correction for {tests}."
             return f"{answer}.", reason
     difference = others[second.name]
     reason = (
