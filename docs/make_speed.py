@@ -23,6 +23,10 @@ and the most that one call holds on top of what was there before it.
 The sizes are (D width, L layers, B sequences of S tokens, F expert width): mini 32, 2, 16, 32, 32;
 small 64, 2, 16, 64, 64; demo 128, 2, 8, 128, 192; mid 128, 2, 16, 128, 128; tiny 128, 4, 32, 256,
 256. All have 4 heads and 256 tokens in the vocabulary.
+
+The present records were taken with `--quick`, three rounds, on a machine that did other work: read
+differences of under 0.1 as noise. The step and its growth with E are of the present engines;
+routers, harness and grid were measured before them.
 """
 SECTIONS = {
     "step": """\
@@ -59,8 +63,8 @@ problem in every step, costs as much with one expert as others with two.
 
 Training through `router-lab train` with every callback, TensorBoard, status and the watch on the
 experts, over a bare loop with the same model, losses, clipping and optimiser in the same process.
-What is left is mostly Lightning's own loop: its hooks, fetcher, progress counters and closures cost
-the same per step at every size, so the share falls as the model grows.
+Part of it are our callbacks; we attribute the rest to Lightning's loop, which was not timed by
+itself. Both cost about the same per step at every size, so the share falls as models grow.
 """,
     "grid": """\
 ## A grid
